@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pixleap as px
 import pytest
 import torch
 from harness import (
@@ -20,8 +21,6 @@ from harness import (
     to_reference,
     to_torch,
 )
-
-import pixleap as px
 from pixleap import _native
 
 CASES = list(all_cases())
@@ -83,8 +82,10 @@ def test_out_between_sentinels(op: str, case: Case, isa: str) -> None:
             guard.check()
             assert b.data_ptr() == guard.out.data_ptr() or b.numel() == 0
             assert torch.equal(a.isnan(), b.isnan()) if a.is_floating_point() else True
-            assert torch.equal(a.nan_to_num() if a.is_floating_point() else a,
-                               b.nan_to_num() if b.is_floating_point() else b)
+            assert torch.equal(
+                a.nan_to_num() if a.is_floating_point() else a,
+                b.nan_to_num() if b.is_floating_point() else b,
+            )
 
 
 @pytest.mark.parametrize("isa", ISAS)

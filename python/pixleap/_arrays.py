@@ -1,4 +1,4 @@
-"""Allocation of outputs in the caller's framework: the only thing ops do besides the native call."""
+"""Allocation of outputs in the caller's framework: all that ops do besides the native call."""
 
 from __future__ import annotations
 
