@@ -1,8 +1,14 @@
 """The native ops. Each takes torch tensors, NumPy arrays or any DLPack object, on the CPU or, where
 a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in NumPy float64."""
 
+from .jacobi_update import jacobi_update
 from .lincomb import lincomb
+from .moments import moments
+from .random_normal import random_normal
 
 __all__ = [
+    "jacobi_update",
     "lincomb",
+    "moments",
+    "random_normal",
 ]
