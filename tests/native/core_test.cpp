@@ -427,9 +427,8 @@ void test_isa() {
   CHECK(!cpu.avx512_bf16 || cpu.avx512);
 #if defined(__x86_64__)
   CHECK(cpu.avx2 == (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
-  CHECK(cpu.avx512 ==
-        (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")));
+  CHECK(cpu.avx512 == (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")));
 #endif
   CHECK(pixleap::isa_available(Isa::scalar));
   CHECK(pixleap::isa_available(pixleap::best_isa()));
@@ -465,17 +464,16 @@ constexpr bool equal(const pixleap::Philox4& a, const pixleap::Philox4& b) {
 void test_philox() {
   using pixleap::philox4x32_10;
   // Random123's known answers, also at compile time.
-  constexpr bool kZeros = equal(philox4x32_10(0, 0, 0),
-                                {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}});
-  constexpr bool kOnes = equal(philox4x32_10(~0ull, ~0ull, ~0ull),
-                               {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}});
-  constexpr bool kPi = equal(philox4x32_10(0x299f31d0a4093822, 0x85a308d3243f6a88,
-                                           0x0370734413198a2e),
-                             {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}});
+  constexpr bool kZeros =
+      equal(philox4x32_10(0, 0, 0), {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}});
+  constexpr bool kOnes =
+      equal(philox4x32_10(~0ull, ~0ull, ~0ull), {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}});
+  constexpr bool kPi =
+      equal(philox4x32_10(0x299f31d0a4093822, 0x85a308d3243f6a88, 0x0370734413198a2e),
+            {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}});
   static_assert(kZeros && kOnes && kPi);
   volatile uint64_t zero = 0;
-  CHECK(equal(philox4x32_10(zero, zero, zero),
-              {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}));
+  CHECK(equal(philox4x32_10(zero, zero, zero), {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}));
   CHECK(equal(philox4x32_10(~zero, ~zero, ~zero),
               {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}));
   CHECK(equal(philox4x32_10(zero + 0x299f31d0a4093822, zero + 0x85a308d3243f6a88,
@@ -496,8 +494,9 @@ void test_philox() {
   CHECK(pixleap::uniform_open_double(0, 0xfff) == 0x1p-53);
 
   // Against double arithmetic, over random words and the ends and quadrant borders.
-  std::vector<uint32_t> words = {0, kAll, 511, 512, kAll - 512, 0x20000000, 0x1fffffff,
-                                 0x60000000, 0x5fffffff, 0x80000000, 0x7fffffff, 0xa0000000,
+  std::vector<uint32_t> words = {0,          kAll,       511,        512,
+                                 kAll - 512, 0x20000000, 0x1fffffff, 0x60000000,
+                                 0x5fffffff, 0x80000000, 0x7fffffff, 0xa0000000,
                                  0xdfffffff, 0xe0000000, 0xb504f333, 0xb504f400};
   for (uint64_t i = 0; i < 500; ++i) words.push_back(pixleap::philox_element(3, 1, i));
   double worst = 0;
@@ -508,10 +507,10 @@ void test_philox() {
       const double radius = std::sqrt(-2 * std::log(static_cast<double>(pixleap::uniform_open(a))));
       const double angle = kTwoPi * static_cast<double>(pixleap::uniform_open(b));
       const double scale = std::max(radius, 1e-300);
-      worst = std::max(worst, std::abs(static_cast<double>(z.first) - radius * std::cos(angle)) /
-                                  scale);
-      worst = std::max(worst, std::abs(static_cast<double>(z.second) - radius * std::sin(angle)) /
-                                  scale);
+      worst = std::max(worst,
+                       std::abs(static_cast<double>(z.first) - radius * std::cos(angle)) / scale);
+      worst = std::max(worst,
+                       std::abs(static_cast<double>(z.second) - radius * std::sin(angle)) / scale);
     }
   }
   CHECK_FOR(worst < 3e-7, std::to_string(worst * 1e7) + "e-7");
