@@ -1,13 +1,17 @@
 """The native ops. Each takes torch tensors, NumPy arrays or any DLPack object, on the CPU or, where
 a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in NumPy float64."""
 
+from .attention import attention
 from .jacobi_update import jacobi_update
+from .kv_append import kv_append
 from .lincomb import lincomb
 from .moments import moments
 from .random_normal import random_normal
 
 __all__ = [
+    "attention",
     "jacobi_update",
+    "kv_append",
     "lincomb",
     "moments",
     "random_normal",

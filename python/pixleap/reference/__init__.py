@@ -1,12 +1,16 @@
 """The ops in readable NumPy float64: what every native kernel is held to."""
 
+from .attention import attention
 from .jacobi_update import jacobi_update
+from .kv_append import kv_append
 from .lincomb import lincomb
 from .moments import moments
 from .random_normal import random_normal
 
 __all__ = [
+    "attention",
     "jacobi_update",
+    "kv_append",
     "lincomb",
     "moments",
     "random_normal",
