@@ -7,8 +7,7 @@ apple/ml-tarflow, so its checkpoints load. `TarFlow.reverse` is the plain sequen
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,75 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint import check_state_dict, load_checkpoint, load_state
+from .tarflow_config import config_from_shapes
+from .tarflow_layers import AttentionBlock, LayerCache
 
 EMBEDDED = Path(__file__).with_name("weights") / "tarflow_digits.npz"
-Cache = list[tuple[list[Tensor], list[Tensor]]]  # per layer: keys and values, one entry per token
-
-
-class Attention(nn.Module):
-    """Pre-norm multi-head self-attention, (B, T, C) -> (B, T, C)."""
-
-    def __init__(self, channels: int, head_dim: int) -> None:
-        super().__init__()
-        if channels % head_dim:
-            raise ValueError(f"channels={channels} is not a multiple of head_dim={head_dim}")
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.head_dim = head_dim
-
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values, each (B, H, T, D)."""
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, -1, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Causal attention over the whole sequence."""
-        y = F.scaled_dot_product_attention(*self._heads(x), is_causal=True)
-        return self.proj(y.transpose(1, 2).flatten(2))
-
-    def step(self, x: Tensor, cache: tuple[list[Tensor], list[Tensor]], temp: float) -> Tensor:
-        """Attention of one new token x (B, 1, C) to itself and all tokens in the cache."""
-        q, k, v = self._heads(x)
-        keys, values = cache
-        keys.append(k)
-        values.append(v)
-        k, v = torch.cat(keys, dim=2), torch.cat(values, dim=2)
-        y = F.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5 / temp)
-        return self.proj(y.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    """Pre-norm two-layer perceptron with GELU."""
-
-    def __init__(self, channels: int, expansion: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        hidden = channels * expansion
-        self.main = nn.Sequential(
-            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.main(self.norm(x))
-
-
-class AttentionBlock(nn.Module):
-    """Residual attention followed by a residual MLP."""
-
-    def __init__(self, channels: int, head_dim: int, expansion: int) -> None:
-        super().__init__()
-        self.attention = Attention(channels, head_dim)
-        self.mlp = MLP(channels, expansion)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(x)
-        return x + self.mlp(x)
-
-    def step(self, x: Tensor, cache: tuple[list[Tensor], list[Tensor]], temp: float) -> Tensor:
-        x = x + self.attention.step(x, cache, temp)
-        return x + self.mlp(x)
 
 
 class MetaBlock(nn.Module):
@@ -157,11 +91,16 @@ class MetaBlock(nn.Module):
         z = (x - shift) * torch.exp(-log_scale)
         return self.order(z), -log_scale.mean(dim=(1, 2))
 
-    def new_cache(self) -> Cache:
+    def new_cache(self) -> list[LayerCache]:
         return [([], []) for _ in self.attn_blocks]
 
     def step(
-        self, x: Tensor, position: Tensor, embed: Tensor | None, cache: Cache, temp: float
+        self,
+        x: Tensor,
+        position: Tensor,
+        embed: Tensor | None,
+        cache: list[LayerCache],
+        temp: float,
     ) -> tuple[Tensor, Tensor]:
         """Feed one patch x (B, 1, P); (log-scale, shift) of the next one, each (B, P)."""
         h = self.proj_in(x) + position
@@ -350,57 +289,10 @@ def load_tarflow(path: str | Path | None = None, **overrides: Any) -> TarFlow:
         config.update(overrides)
     else:
         state = load_state(source)
-        config = _config_from_shapes(state, overrides)
+        config = config_from_shapes(state, overrides)
     noise_std = float(config.pop("noise_std", 0.0))
     model = TarFlow(**config)
     check_state_dict(model, state)
     model.load_state_dict(state)
     model.noise_std = noise_std
     return model.eval().requires_grad_(False)
-
-
-def _config_from_shapes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `TarFlow` that fit `state`, unless `given` says otherwise."""
-    first = "blocks.0."
-    needed = [f"{first}{k}" for k in ("proj_in.weight", "pos_embed", "proj_out.weight")]
-    needed.append(f"{first}attn_blocks.0.mlp.main.0.weight")
-    missing = [k for k in needed if k not in state]
-    if missing:
-        raise ValueError(f"not a TarFlow state dict: missing {', '.join(missing)}")
-    proj_in, pos_embed, proj_out, hidden = (state[k] for k in needed)
-    channels, patch_dim = proj_in.shape
-    embed = state.get(f"{first}class_embed")
-    config: dict[str, Any] = {
-        "channels": channels,
-        "num_blocks": len({k.split(".")[1] for k in state if k.startswith("blocks.")}),
-        "layers_per_block": len(
-            {k.split(".")[3] for k in state if k.startswith(f"{first}attn_blocks.")}
-        ),
-        "expansion": hidden.shape[0] // channels,
-        "nvp": proj_out.shape[0] == 2 * patch_dim,
-        "num_classes": 0 if embed is None else embed.shape[0],
-    }
-    return {**config, **_image_shape(patch_dim, pos_embed.shape[0], given), **given}
-
-
-def _image_shape(patch_dim: int, patches: int, given: Mapping[str, Any]) -> dict[str, int]:
-    """in_channels, img_size, patch_size from what one patch holds and how many there are."""
-    side = math.isqrt(patches)
-    channels = given.get("in_channels")
-    patch = given.get("patch_size")
-    if patch is None and "img_size" in given:
-        patch = given["img_size"] // side
-    if patch is None:
-        channels = channels or 3  # RGB is the only guess made
-        patch = math.isqrt(patch_dim // channels)
-    channels = channels or patch_dim // max(patch, 1) ** 2
-    shape = {"in_channels": channels, "img_size": side * patch, "patch_size": patch}
-    fits = all(given.get(k, v) == v for k, v in shape.items())
-    if not fits or channels * patch**2 != patch_dim or side**2 != patches:
-        told = {k: given[k] for k in shape if k in given} or "nothing"
-        raise ValueError(
-            f"cannot tell the image shape from {patches} patches of {patch_dim} values (given: "
-            f"{told}): pass in_channels, img_size and patch_size, where in_channels * patch_size**2"
-            f" = {patch_dim} and (img_size // patch_size)**2 = {patches}"
-        )
-    return shape
