@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import pixleap as px
 
 from ..decode import FlowDecoder, FlowResult, Frontier, NextScaleDecoder, Sequential
 from ..models import load_classifier, load_tarflow, load_var
-from ..models.classifier import feature_moments, reference_moments
 from ..reference.philox import uniform_open, words
 from . import pictures
 
@@ -133,7 +133,7 @@ def run_flow(seed: int, tick: Callable[[str], None]) -> tuple[list[Row], FlowRes
         ]
         seconds, (a, *results) = interleaved(plain, *natives)
         images = [a, *(r.images for r in results)]
-        finished = [model.denoise(x, labels, NOISE_STD).clamp(-1, 1) / 2 + 0.5 for x in images]
+        finished = [model.denoise(x, labels, model.noise_std).clamp(-1, 1) / 2 + 0.5 for x in images]
         rows.append(
             Row("TarFlow, plain PyTorch loop", len(labels), seconds[0], seconds[0], finished[0], "")
         )
@@ -152,7 +152,11 @@ def run_flow(seed: int, tick: Callable[[str], None]) -> tuple[list[Row], FlowRes
     return rows, trace
 
 
-NOISE_STD = 0.1
+def held_out_moments(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the classifier's features of held-out digits at 14 or 28 pixels."""
+    path = files("pixleap.models") / "weights" / "digits_reference.npz"
+    with np.load(str(path)) as moments:
+        return moments[f"mu_{size}"], moments[f"sigma_{size}"]
 
 
 @torch.no_grad()
@@ -164,8 +168,9 @@ def score(rows: list[Row]) -> None:
             continue
         images = row.images * 2 - 1
         row.accuracy = float((classifier(images).argmax(1) == LABELS).double().mean())
-        moments = feature_moments(classifier, images)
-        row.frechet = px.metrics.frechet_distance(*moments, *reference_moments(images.shape[-1]))
+        features = classifier.features(images).double().numpy()
+        moments = features.mean(axis=0), np.cov(features, rowvar=False)
+        row.frechet = px.metrics.frechet_distance(*moments, *held_out_moments(images.shape[-1]))
 
 
 def markdown(rows: list[Row], seed: int) -> str:
