@@ -111,6 +111,9 @@ std::optional<Isa> parse_isa(std::string_view name) {
 
 bool isa_available(Isa isa) {
   const CpuFeatures& cpu = cpu_features();
+#if defined(PIXLEAP_EMULATE_ISA)
+  if (isa == Isa::avx512 || isa == Isa::amx) return cpu.avx2;  // what they are compiled to
+#endif
   switch (isa) {
     case Isa::scalar:
       return true;

@@ -3,7 +3,10 @@
 from .attention import attention
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
+from .layer_norm import layer_norm
 from .lincomb import lincomb
+from .linear import linear
+from .linear_pack import linear_pack
 from .moments import moments
 from .random_normal import random_normal
 
@@ -11,7 +14,10 @@ __all__ = [
     "attention",
     "jacobi_update",
     "kv_append",
+    "layer_norm",
     "lincomb",
+    "linear",
+    "linear_pack",
     "moments",
     "random_normal",
 ]
