@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import masks, ops
 from ..kv_cache import KVCache
-from .layers import Norm, PackedLinear, Scratch, attend, float_tensor
+from .layers import Norm, PackedLinear, Scratch, attend, check_labels, float_tensor
 
 if TYPE_CHECKING:
     from ..models.tarflow import AttentionBlock, MetaBlock, TarFlow
@@ -193,11 +193,8 @@ class FlowDecoder:
                 f"gs_jacobi: argument 'z' expected shape (*, {model.num_patches}, "
                 f"{model.var.shape[1]}), got {tuple(z.shape)}"
             )
-        if labels is not None and labels.shape != z.shape[:1]:
-            raise ValueError(
-                f"gs_jacobi: argument 'labels' expected shape ({len(z)},), got "
-                f"{tuple(labels.shape)}"
-            )
+        if labels is not None:
+            check_labels("gs_jacobi", labels, len(z), model.num_classes - 1)
         if not bool(torch.isfinite(z).all()):
             raise ValueError("gs_jacobi: argument 'z' expected finite values, got NaN or infinity")
         start = time.perf_counter()

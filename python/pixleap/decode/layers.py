@@ -65,6 +65,20 @@ def attend(q: Tensor, cache: Any, out: Tensor, **options: Any) -> None:
     ops.attention(q, cache.keys, cache.values, out=view, **options)
 
 
+def check_labels(decoder: str, labels: Tensor, batch: int, largest: int) -> None:
+    """Class labels are integers (batch,) up to `largest`; negative ones mean no label."""
+    if labels.is_floating_point() or tuple(labels.shape) != (batch,):
+        raise ValueError(
+            f"{decoder}: argument 'labels' expected shape ({batch},) of integers, got "
+            f"{tuple(labels.shape)} of {labels.dtype}"
+        )
+    if batch and int(labels.max()) > largest:
+        raise ValueError(
+            f"{decoder}: argument 'labels' expected numbers below {largest + 1}, got "
+            f"{int(labels.max())}"
+        )
+
+
 def float_tensor(x: Tensor) -> Tensor:
     """Detached contiguous float32."""
     return x.detach().to(torch.float32).contiguous()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import ops
 from ..kv_cache import KVCache
-from .layers import Norm, PackedLinear, Scratch, attend, float_tensor
+from .layers import Norm, PackedLinear, Scratch, attend, check_labels, float_tensor
 
 if TYPE_CHECKING:
     from ..models.var import VAR
@@ -127,6 +127,7 @@ class NextScaleDecoder:
             Tokens (B, n_k) int64 of every scale, and the features (B, Cv, h, w) for the decoder.
         """
         model, scratch = self.model, self.scratch
+        check_labels("next_scale", labels, labels.numel(), model.num_classes)
         batch, scales = len(labels), len(model.patch_nums)
         given = torch.where(labels < 0, model.num_classes, labels)
         both = torch.cat((given, torch.full_like(given, model.num_classes)))
