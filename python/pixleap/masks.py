@@ -3,8 +3,8 @@ sees are not read. Any other pattern is an additive array: 0 to see, -inf to hid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,13 @@ class block_causal:
     those before it. Needs as many queries and keys as the lengths sum to."""
 
     lengths: tuple[int, ...]
+    ends: Any = field(init=False, repr=False, compare=False)  # (1, L) int64, of each token's block
 
     def __init__(self, lengths: Any) -> None:
-        object.__setattr__(self, "lengths", tuple(int(n) for n in lengths))
+        sizes = tuple(int(n) for n in lengths)
+        ends = [end for n, end in zip(sizes, accumulate(sizes), strict=True) for _ in range(n)]
+        object.__setattr__(self, "lengths", sizes)
+        object.__setattr__(self, "ends", np.array(ends, np.int64)[None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,24 +39,18 @@ class key_lengths:
     lengths: Any
 
 
-@lru_cache(maxsize=64)
-def block_ends(lengths: tuple[int, ...]) -> np.ndarray:
-    """(1, L) int64: where the block of each token ends."""
-    return np.repeat(np.cumsum(lengths, dtype=np.int64), lengths)[None]
-
-
 def visible_keys(
     mask: block_causal | key_lengths, q_shape: tuple[int, ...], k_shape: tuple[int, ...]
 ) -> Any:
     """(B or 1, L or 1) int64: how many keys each query sees."""
     if isinstance(mask, block_causal):
-        ends, sizes = block_ends(mask.lengths), (q_shape[2], k_shape[2])
-        if sizes != (ends.size, ends.size):
+        total, sizes = sum(mask.lengths), (q_shape[2], k_shape[2])
+        if sizes != (total, total):
             raise ValueError(
                 f"attention: argument 'mask' expected blocks that sum to the numbers of queries "
-                f"and keys {sizes}, got {ends.size}"
+                f"and keys {sizes}, got {total}"
             )
-        return ends
+        return mask.ends
     lengths = mask.lengths
     if isinstance(lengths, (list, tuple)):
         lengths = np.asarray(lengths, np.int64)

@@ -21,7 +21,7 @@ def attention(
     batch, heads, queries, dim = q.shape
     groups, keys = heads // k.shape[1] if heads else 1, k.shape[2]
     k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
-    scores = np.einsum("bhid,bhjd->bhij", q, k) * (dim**-0.5 if scale is None else scale)
+    scores = q @ k.swapaxes(-1, -2) * (dim**-0.5 if scale is None else scale)
     i, j = np.arange(queries)[:, None], np.arange(keys)
     hidden = np.zeros((batch, 1, queries, keys), bool)
     if isinstance(mask, masks.causal):
@@ -39,7 +39,7 @@ def attention(
     weights = np.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
     empty = total == 0
-    out = np.einsum("bhij,bhjd->bhid", weights / np.where(empty, 1.0, total), v)
+    out = weights / np.where(empty, 1.0, total) @ v
     if not return_lse:
         return out
     lse = np.where(empty, -np.inf, top + np.log(np.where(empty, 1.0, total)))
