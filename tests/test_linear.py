@@ -1,5 +1,5 @@
-"""What the cases of `linear` and `layer_norm` do not show: strides, dtypes apart from x's, in-place use,
-and that the rows of a call do not change each other's bits."""
+"""What the cases of `linear` and `layer_norm` do not show: strides, dtypes apart from x's, in-place
+use, and that the rows of a call do not change each other's bits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_amx_rounds_x_no_worse_than_bfloat16(isa: str) -> None:
     panels = px.ops.linear_pack(weight, dtype="bfloat16")
     expected = px.reference.linear(x.double().numpy(), panels.double().numpy(), 40)
     actual = px.ops.linear(x, panels, 40).double().numpy()
-    tolerance = 2.0**-8 if isa == "amx" else 1e-6
+    tolerance = 2.0**-8 if isa == "amx" else 4e-6
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 

@@ -3,10 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pixleap as px
 import torch
 from harness import Case
-
-import pixleap as px
 
 ACTIVATIONS = {
     "none": lambda y: y,

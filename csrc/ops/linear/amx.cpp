@@ -12,6 +12,7 @@ struct AmxTile {
   using Element = bf16_t;
   static constexpr int64_t kRows = 64;
   static constexpr int64_t kRowMultiple = 2 * kTileRows;
+  static constexpr int64_t kDepthMultiple = kTileDepth;
   static constexpr int64_t kDepth = 512;  // two panels of it take 32 KiB of the L1 cache
   static constexpr int64_t kStride = kDepth + 32;
   static void multiply(const LinearParams& p, const Group& g, const bf16_t* block, int64_t k,

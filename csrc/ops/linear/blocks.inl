@@ -85,7 +85,8 @@ void finish(const LinearParams& p, const Group& g, const float* sums) {
 }
 
 // Rows of x, columns [k, k + depth), to `block` (row stride Tile::kStride), zeros up to the next
-// whole vector.
+// multiple of Tile::kDepthMultiple: against those the weights are zero, but zero times what lies in
+// the buffer may be NaN.
 template <class Tile>
 void fill(const LinearParams& p, const Group& g, int64_t k, int64_t depth,
           typename Tile::Element* block) {
@@ -94,6 +95,8 @@ void fill(const LinearParams& p, const Group& g, int64_t k, int64_t depth,
       const T* x = row_of<T>(p.x, p.x_strides, p, g.row + r) + k;
       typename Tile::Element* to = block + r * Tile::kStride;
       for_each_vector(depth, [&](int64_t i, int64_t n) { store(to + i, load_upto(x + i, n)); });
+      for (int64_t i = (depth + VW - 1) / VW * VW; i % Tile::kDepthMultiple != 0; i += VW)
+        store(to + i, vf{});
     }
   });
 }
@@ -108,7 +111,8 @@ int64_t panels_per_task(int64_t row_groups, int64_t rows, int64_t panels, int64_
   return size;
 }
 
-// Tile: Element (of the block of x), kRows and kDepth (of a block), kRowMultiple, kStride, and
+// Tile: Element (of the block of x), kRows and kDepth (of a block), kStride, kRowMultiple and
+// kDepthMultiple (what a group's rows and a block's depth are padded to), and
 //   static void multiply(const LinearParams&, const Group&, const Element* block, int64_t k,
 //                        int64_t depth, float* sums);
 // which adds to the sums, or sets them where k is 0.
