@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import cases as cases_package
 import numpy as np
-import pixleap as px
 import torch
+
+import pixleap as px
+
+import cases as cases_package
 
 # Relative to the largest magnitude of the expected output, per dtype of the arrays.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 8e-3, "float16": 1e-3}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pixleap as px
 import pytest
 import torch
+
+import pixleap as px
 
 RNG = np.random.default_rng(5)
 

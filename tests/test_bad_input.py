@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pixleap as px
 import pytest
 import torch
+
+import pixleap as px
+
 from harness import Case, all_cases, as_list, cases_of, ops_with_cases, run_op, to_torch
 
 Replace = Callable[[torch.Tensor], Any]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pixleap as px
 import pytest
 import torch
+
+import pixleap as px
+
 from harness import Sentinel
 
 QKV = torch.linspace(-1, 1, 2 * 3 * 3 * 2 * 11).view(2, 3, 3, 2, 11)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pixleap as px
 import pytest
 import torch
+
+import pixleap as px
 
 RNG = np.random.default_rng(3)
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pixleap as px
 import pytest
 import torch
+
+import pixleap as px
 
 ISAS = px.available_isas()
 PACKED = ("float32", "bfloat16")

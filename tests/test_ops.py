@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pixleap as px
 import pytest
 import torch
+
+import pixleap as px
+from pixleap import _native
+
 from harness import (
     Case,
     Sentinel,
@@ -21,7 +24,6 @@ from harness import (
     to_reference,
     to_torch,
 )
-from pixleap import _native
 
 CASES = list(all_cases())
 IDS = [f"{op}-{case.name}" for op, case in CASES]

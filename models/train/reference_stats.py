@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import halve, load_digits
+
 from pixleap.models.classifier import load_classifier
+
+from data import halve, load_digits
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "python/pixleap/models/weights/digits_reference.npz"

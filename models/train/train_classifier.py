@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import halve, load_digits
-from pixleap.models.checkpoint import save_checkpoint
-from pixleap.models.classifier import DigitClassifier
 from rich.progress import Progress
 from torch import Tensor
+
+from pixleap.models.checkpoint import save_checkpoint
+from pixleap.models.classifier import DigitClassifier
+
+from data import halve, load_digits
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "python/pixleap/models/weights/digit_classifier.npz"

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from data import halve, load_digits
-from pixleap.models.checkpoint import save_checkpoint
-from pixleap.models.tarflow import TarFlow
 from rich.progress import Progress
 from torch import Tensor
+
+from pixleap.models.checkpoint import save_checkpoint
+from pixleap.models.tarflow import TarFlow
+
+from data import halve, load_digits
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -5,8 +5,10 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import pixleap as px
 import torch
+
+import pixleap as px
+
 from harness import Case
 
 VAR_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # side lengths of VAR's token maps

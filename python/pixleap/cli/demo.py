@@ -133,7 +133,9 @@ def run_flow(seed: int, tick: Callable[[str], None]) -> tuple[list[Row], FlowRes
         ]
         seconds, (a, *results) = interleaved(plain, *natives)
         images = [a, *(r.images for r in results)]
-        finished = [model.denoise(x, labels, model.noise_std).clamp(-1, 1) / 2 + 0.5 for x in images]
+        finished = [
+            model.denoise(x, labels, model.noise_std).clamp(-1, 1) / 2 + 0.5 for x in images
+        ]
         rows.append(
             Row("TarFlow, plain PyTorch loop", len(labels), seconds[0], seconds[0], finished[0], "")
         )
