@@ -136,8 +136,6 @@ def run_flow(seed: int, tick: Callable[[str], None]) -> tuple[list[Row], FlowRes
         finished = [
             model.denoise(x, labels, model.noise_std).clamp(-1, 1) / 2 + 0.5 for x in images
         ]
-            model.denoise(x, labels, model.noise_std).clamp(-1, 1) / 2 + 0.5 for x in images
-        ]
         rows.append(
             Row("TarFlow, plain PyTorch loop", len(labels), seconds[0], seconds[0], finished[0], "")
         )
