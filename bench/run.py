@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import pixleap as px  # noqa: E402
+from pixleap import _native  # noqa: E402
+
 from harness import (  # noqa: E402
     Case,
     as_list,
@@ -40,7 +42,6 @@ from harness import (  # noqa: E402
     run_reference,
     to_torch,
 )
-from pixleap import _native  # noqa: E402
 
 ROUNDS = 15
 MIN_SECONDS = 2e-3  # per timed stretch

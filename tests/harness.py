@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import cases as cases_package
 import numpy as np
-import pixleap as px
 import torch
+
+import pixleap as px
+
+import cases as cases_package
 
 # Relative to the largest magnitude of the expected output, per dtype of the arrays.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 8e-3, "float16": 1e-3}
@@ -24,7 +26,8 @@ class Case:
     """Inputs for one call of an op.
 
     make: rng -> (args, kwargs), with NumPy arrays. float32 arrays (also inside lists) are cast to
-        the dtype under test; float64 and integer arrays are passed as they are.
+        the dtype under test; float64 and integer arrays are passed as they are, and so are torch
+        tensors (weights packed in a dtype of their own).
     tolerance: per dtype, where TOLERANCE does not fit (say why in the cases file).
     flops, bytes: least work and traffic of the call in float32, for the benchmark's limits.
     peer: the best known torch way to the same result, taking the same (torch) args and kwargs; a
@@ -71,7 +74,9 @@ def map_arrays(f: Callable[[Any], Any], value: Any) -> Any:
 def to_torch(value: Any, dtype: str = "float32", device: str = "cpu") -> Any:
     """NumPy arrays to torch tensors; float32 ones to `dtype`."""
 
-    def convert(x: np.ndarray) -> torch.Tensor:
+    def convert(x: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):
+            return x.to(device)
         t = torch.from_numpy(np.ascontiguousarray(x)).to(device)
         return t.to(getattr(torch, dtype)) if t.dtype == torch.float32 else t
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import pixleap as px
 import pytest
-from harness import cases_of, ops_with_cases
+
+import pixleap as px
 from pixleap import _native
+
+from harness import cases_of, ops_with_cases
 
 OPS = sorted(_native.signatures)
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pixleap as px
 import pytest
 import torch
-from pixleap import _native, _torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+import pixleap as px
+from pixleap import _native, _torch
 
 X, Y = torch.linspace(-1, 1, 24).view(2, 12), torch.linspace(0, 3, 24).view(2, 12)
 

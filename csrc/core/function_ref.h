@@ -2,7 +2,6 @@
 
 #include <memory>
 #include <type_traits>
-#include <utility>
 
 namespace pixleap {
 
@@ -12,6 +11,9 @@ class FunctionRef;
 // A non-owning reference to something callable: two words, no allocation, passed by value. The
 // callable must outlive the reference, so use it for parameters only; a lambda written in the
 // argument list lives long enough.
+//
+// static_cast instead of std::forward: at -O0 the latter leaves weak symbols behind, which files
+// compiled for one ISA must not have.
 template <typename R, typename... Args>
 class FunctionRef<R(Args...)> {
  public:
@@ -22,16 +24,16 @@ class FunctionRef<R(Args...)> {
   FunctionRef(F&& callable) noexcept  // NOLINT(google-explicit-constructor): meant to convert
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(callable)))),
         call_([](void* object, Args... args) -> R {
-          return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Args>(args)...);
+          return (*static_cast<std::remove_reference_t<F>*>(object))(static_cast<Args&&>(args)...);
         }) {}
 
   // Plain functions have no object address; the pointer itself is what gets carried.
   FunctionRef(R (*function)(Args...)) noexcept  // NOLINT(google-explicit-constructor)
       : object_(reinterpret_cast<void*>(function)), call_([](void* object, Args... args) -> R {
-          return reinterpret_cast<R (*)(Args...)>(object)(std::forward<Args>(args)...);
+          return reinterpret_cast<R (*)(Args...)>(object)(static_cast<Args&&>(args)...);
         }) {}
 
-  R operator()(Args... args) const { return call_(object_, std::forward<Args>(args)...); }
+  R operator()(Args... args) const { return call_(object_, static_cast<Args&&>(args)...); }
 
  private:
   void* object_;

@@ -56,7 +56,10 @@ PIXLEAP_HD static constexpr Philox4 philox4x32_10(uint64_t key, uint64_t counter
 // The 32 random bits of one element of a stream. Loops should take four elements per call instead.
 PIXLEAP_HD static constexpr uint32_t philox_element(uint64_t seed, uint64_t offset,
                                                     uint64_t element) {
-  return philox4x32_10(seed, element / 4, offset).v[element % 4];
+  const Philox4 group = philox4x32_10(seed, element / 4, offset);
+  // Not v[element % 4], which would send the group through local memory on a GPU.
+  const bool odd = (element & 1) != 0;
+  return (element & 2) == 0 ? (odd ? group.v[1] : group.v[0]) : (odd ? group.v[3] : group.v[2]);
 }
 
 // In (0, 1): the midpoints of 2^23 equal intervals. All are exact, so 0 and 1 never come out.
@@ -148,9 +151,10 @@ PIXLEAP_HD static inline NormalPair box_muller(uint32_t a, uint32_t b) {
 // The normal of one element of a stream. Lanes (0, 1) and (2, 3) of a group make a pair each.
 PIXLEAP_HD static inline float philox_normal(uint64_t seed, uint64_t offset, uint64_t element) {
   const Philox4 group = philox4x32_10(seed, element / 4, offset);
-  const uint64_t lane = element % 4;
-  const NormalPair pair = box_muller(group.v[lane & 2], group.v[(lane & 2) + 1]);
-  return (lane & 1) == 0 ? pair.first : pair.second;
+  const bool upper = (element & 2) != 0;
+  const NormalPair pair =
+      box_muller(upper ? group.v[2] : group.v[0], upper ? group.v[3] : group.v[1]);
+  return (element & 1) == 0 ? pair.first : pair.second;
 }
 
 }  // namespace pixleap

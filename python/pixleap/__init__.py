@@ -12,8 +12,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ops, reference
+from . import _native, masks, ops, reference
 from ._native import available_isas, isa, num_threads, set_isa, set_num_threads
+from .kv_cache import KVCache
 
 if TYPE_CHECKING:
     from . import decode, metrics, models
@@ -24,10 +25,12 @@ except PackageNotFoundError:  # used from a source tree
     __version__ = "0+unknown"
 
 __all__ = [
+    "KVCache",
     "available_isas",
     "decode",
     "info",
     "isa",
+    "masks",
     "metrics",
     "models",
     "num_threads",
