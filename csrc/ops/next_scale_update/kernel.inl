@@ -10,6 +10,7 @@
 
 #include "core/parallel.h"
 #include "ops/next_scale_update/next_scale_update.h"
+#include "simd/transpose.h"
 #include "simd/vec.h"
 
 namespace pixleap {
@@ -113,16 +114,20 @@ void pack_weights(const NextScaleUpdateParams& p, int64_t first, int64_t lanes, 
   }
 }
 
-// M tokens times the nine matrices.
+// M tokens times the nine matrices. Not inlined: the 4 x 3 sums, three weights and one factor take
+// all 16 registers of AVX2.
 template <int M>
-void mix(const float* const* entries, const float* weights, int64_t channels, float* mixed) {
+[[gnu::noinline]] void mix(const float* const* entries, const float* weights, int64_t channels,
+                           float* mixed) {
+  const float* entry[M];
+  for (int m = 0; m < M; ++m) entry[m] = entries[m];
   for (int ky = 0; ky < 3; ++ky) {
     vf sum[M][3] = {};
     const float* w = weights + ky * channels * 3 * VW;
     for (int64_t ci = 0; ci < channels; ++ci, w += 3 * VW) {
       const vf w0 = load(w), w1 = load(w + VW), w2 = load(w + 2 * VW);
       for (int m = 0; m < M; ++m) {
-        const vf a = splat(entries[m][ci]);
+        const vf a = splat(entry[m][ci]);
         sum[m][0] = fma(a, w0, sum[m][0]);
         sum[m][1] = fma(a, w1, sum[m][1]);
         sum[m][2] = fma(a, w2, sum[m][2]);
@@ -189,16 +194,32 @@ void upsample_column(const NextScaleUpdateParams& p, const Terms* terms, const f
   }
 }
 
-// f_hat_new = f_hat + tile; the sum also replaces the tile, for the pooling.
+// f_hat_new = f_hat + tile over `pixels` neighbours; the sum also replaces the tile, for the
+// pooling.
+void accumulate_pixels(const NextScaleUpdateParams& p, const float* f, float* f_new, int64_t lanes,
+                       int64_t pixels, float* tile) {
+  for_each_vector(pixels, [&](int64_t x, int64_t count) {
+    vf block[VW] = {};  // pixels x channels, then channels x pixels
+    for (int i = 0; i < count; ++i) block[i] = load(tile + (x + i) * VW);
+    transpose(block);
+    for (int c = 0; c < lanes; ++c) {
+      block[c] = load_upto(f + c * p.f_strides[1] + x, count) + block[c];
+      store_upto(f_new + c * p.f_new_strides[1] + x, block[c], count);
+    }
+    if (p.next_side == 0) return;
+    transpose(block);
+    for (int i = 0; i < count; ++i) store(tile + (x + i) * VW, block[i]);
+  });
+}
+
 void accumulate(const NextScaleUpdateParams& p, const float* f, float* f_new, int64_t lanes,
                 float* tile) {
-  for (int64_t y = 0; y < p.height; ++y)
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const float* from = f + lane * p.f_strides[1] + y * p.f_strides[2];
-      float* to = f_new + lane * p.f_new_strides[1] + y * p.f_new_strides[2];
-      float* column = tile + y * p.height * VW + lane;
-      for (int64_t x = 0; x < p.height; ++x) to[x] = column[x * VW] = from[x] + column[x * VW];
-    }
+  const int64_t h = p.height;
+  if (p.f_strides[2] == h && p.f_new_strides[2] == h)
+    return accumulate_pixels(p, f, f_new, lanes, h * h, tile);
+  for (int64_t y = 0; y < h; ++y)
+    accumulate_pixels(p, f + y * p.f_strides[2], f_new + y * p.f_new_strides[2], lanes, h,
+                      tile + y * h * VW);
 }
 
 // Adaptive average: window i covers [floor(i H / m), ceil((i + 1) H / m)).
