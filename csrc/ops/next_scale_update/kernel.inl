@@ -3,7 +3,6 @@
 // blend (1 - r) h + r conv(h) is one convolution with a changed centre tap.
 // A task is one sample and one block of VW output channels; lanes run over the block.
 
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -17,60 +16,6 @@ namespace pixleap {
 namespace {
 
 constexpr int64_t kTaskMultiplies = 1 << 20;
-constexpr int kMaxTerms = 12;  // 3 taps of the convolution times 4 of the bicubic kernel
-
-// How one output coordinate depends on the n source coordinates through upsampling and one axis
-// of the convolution: weight * source[at] under tap `tap`, rows out of the map left out.
-struct Term {
-  int32_t tap, at;
-  float weight;
-};
-struct Terms {
-  int32_t count;
-  Term term[kMaxTerms];
-};
-
-void add_term(Terms& t, int tap, int64_t at, double weight) {
-  for (int i = 0; i < t.count; ++i)
-    if (t.term[i].tap == tap && t.term[i].at == at) {
-      t.term[i].weight += static_cast<float>(weight);  // taps clamped to the border
-      return;
-    }
-  t.term[t.count++] = {tap, static_cast<int32_t>(at), static_cast<float>(weight)};
-}
-
-// Keys' cubic convolution kernel with A = -0.75 at distance d from the sample.
-double cubic(double d) {
-  constexpr double a = -0.75;
-  d = d < 0 ? -d : d;
-  if (d <= 1) return ((a + 2) * d - (a + 3)) * d * d + 1;
-  if (d < 2) return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a;
-  return 0;
-}
-
-void make_terms(int64_t height, int64_t side, Terms* terms) {
-  for (int64_t y = 0; y < height; ++y) {
-    Terms& t = terms[y];
-    t.count = 0;
-    for (int tap = 0; tap < 3; ++tap) {
-      const int64_t up = y + tap - 1;
-      if (up < 0 || up >= height) continue;
-      if (side == height) {
-        add_term(t, tap, up, 1);
-        continue;
-      }
-      const double position = (static_cast<double>(up) + 0.5) * static_cast<double>(side) /
-                                  static_cast<double>(height) -
-                              0.5;
-      const double base = std::floor(position);
-      for (int j = -1; j <= 2; ++j) {
-        const int64_t at = static_cast<int64_t>(base) + j;
-        add_term(t, tap, at < 0 ? 0 : at >= side ? side - 1 : at, cubic(position - (base + j)));
-      }
-    }
-  }
-}
-
 // Scratch of one task.
 struct Scratch {
   char* memory;
@@ -94,8 +39,8 @@ struct Scratch {
     tile = rows + sizes[2];
     entries = reinterpret_cast<const float**>(tile + sizes[3]);
   }
-  ~Scratch() { std::free(memory); }
-  Scratch(const Scratch&) = delete;
+  // Not a destructor: unwinding would need a weak symbol, and nothing between the two throws.
+  void release() const { std::free(memory); }
 };
 
 // The convolution's weights of output channels [first, first + lanes), the blend folded in.
@@ -156,11 +101,11 @@ void mix_row(const float* const* entries, const float* weights, int64_t n, int64
 }
 
 // Along x: rows[ky][X] of one token row.
-void upsample_row(const Terms* terms, int64_t height, const float* mixed, float* rows) {
+void upsample_row(const UpsampleTerms* terms, int64_t height, const float* mixed, float* rows) {
   for (int64_t x = 0; x < height; ++x) {
     vf sum[3] = {};
     for (int i = 0; i < terms[x].count; ++i) {
-      const Term t = terms[x].term[i];
+      const UpsampleTerm t = terms[x].term[i];
       const vf weight = splat(t.weight);
       for (int ky = 0; ky < 3; ++ky)
         sum[ky] = fma(weight, load(mixed + ((t.at * 3 + ky) * 3 + t.tap) * VW), sum[ky]);
@@ -171,11 +116,12 @@ void upsample_row(const Terms* terms, int64_t height, const float* mixed, float*
 
 // Along y: one row of the tile, N pixels at a time.
 template <int N>
-void sum_pixels(const Terms& terms, const float* rows, int64_t height, vf bias, float* out) {
+void sum_pixels(const UpsampleTerms& terms, const float* rows, int64_t height, vf bias,
+                float* out) {
   vf sum[N];
   for (int i = 0; i < N; ++i) sum[i] = bias;
   for (int j = 0; j < terms.count; ++j) {
-    const Term t = terms.term[j];
+    const UpsampleTerm t = terms.term[j];
     const float* row = rows + (t.at * 3 + t.tap) * height * VW;
     const vf weight = splat(t.weight);
     for (int i = 0; i < N; ++i) sum[i] = fma(weight, load(row + i * VW), sum[i]);
@@ -183,14 +129,13 @@ void sum_pixels(const Terms& terms, const float* rows, int64_t height, vf bias, 
   for (int i = 0; i < N; ++i) store(out + i * VW, sum[i]);
 }
 
-void upsample_column(const NextScaleUpdateParams& p, const Terms* terms, const float* rows, vf bias,
-                     float* tile) {
+void upsample_column(const NextScaleUpdateParams& p, const float* rows, vf bias, float* tile) {
   const int64_t h = p.height;
   for (int64_t y = 0; y < h; ++y) {
     int64_t x = 0;
     for (; x + 8 <= h; x += 8)
-      sum_pixels<8>(terms[y], rows + x * VW, h, bias, tile + (y * h + x) * VW);
-    for (; x < h; ++x) sum_pixels<1>(terms[y], rows + x * VW, h, bias, tile + (y * h + x) * VW);
+      sum_pixels<8>(p.terms[y], rows + x * VW, h, bias, tile + (y * h + x) * VW);
+    for (; x < h; ++x) sum_pixels<1>(p.terms[y], rows + x * VW, h, bias, tile + (y * h + x) * VW);
   }
 }
 
@@ -238,18 +183,18 @@ void area_down(const NextScaleUpdateParams& p, const float* tile, int64_t lanes,
   }
 }
 
-void update(const NextScaleUpdateParams& p, const Terms* terms, int64_t sample, int64_t first,
-            int64_t lanes, const Scratch& s) {
+void update(const NextScaleUpdateParams& p, int64_t sample, int64_t first, int64_t lanes,
+            const Scratch& s) {
   const int64_t n = p.side, h = p.height;
   const int64_t* tokens = p.tokens + sample * p.tokens_strides[0];
   for (int64_t y = 0; y < n; ++y) {
     for (int64_t x = 0; x < n; ++x)
       s.entries[x] = p.codebook + tokens[(y * n + x) * p.tokens_strides[1]] * p.codebook_stride;
     mix_row(s.entries, s.weights, n, p.channels, s.mixed);
-    upsample_row(terms, h, s.mixed, s.rows + y * 3 * h * VW);
+    upsample_row(p.terms, h, s.mixed, s.rows + y * 3 * h * VW);
   }
   const vf bias = load_upto(p.phi_bias + first, lanes) * p.phi_ratio;
-  upsample_column(p, terms, s.rows, bias, s.tile);
+  upsample_column(p, s.rows, bias, s.tile);
   accumulate(p, p.f_hat + sample * p.f_strides[0] + first * p.f_strides[1],
              p.f_hat_new + sample * p.f_new_strides[0] + first * p.f_new_strides[1], lanes, s.tile);
   area_down(p, s.tile, lanes, p.next_input + sample * p.next_strides[0] + first);
@@ -258,13 +203,6 @@ void update(const NextScaleUpdateParams& p, const Terms* terms, int64_t sample, 
 }  // namespace
 
 void PIXLEAP_KERNEL(next_scale_update)(const NextScaleUpdateParams& p) {
-  auto* terms = static_cast<Terms*>(std::malloc(static_cast<size_t>(p.height) * sizeof(Terms)));
-  if (!terms) throw std::bad_alloc();
-  struct Release {
-    Terms* terms;
-    ~Release() { std::free(terms); }
-  } const release{terms};
-  make_terms(p.height, p.side, terms);
   const int64_t blocks = (p.channels + VW - 1) / VW;
   const int64_t n = p.side, h = p.height;
   const int64_t work = (9 * n * n * p.channels + 36 * n * h + 13 * h * h) * VW;
@@ -276,8 +214,9 @@ void PIXLEAP_KERNEL(next_scale_update)(const NextScaleUpdateParams& p) {
       const int64_t lanes = p.channels - first < VW ? p.channels - first : VW;
       if (packed != block) pack_weights(p, first, lanes, scratch.weights);
       packed = block;
-      update(p, terms, task % p.batch, first, lanes, scratch);
+      update(p, task % p.batch, first, lanes, scratch);
     }
+    scratch.release();
   });
 }
 

@@ -34,8 +34,8 @@ struct Scratch {
     words = reinterpret_cast<uint32_t*>(next + 5 * row);
     kept_words = reinterpret_cast<uint32_t*>(next + 6 * row);
   }
-  ~Scratch() { std::free(memory); }
-  Scratch(const Scratch&) = delete;
+  // Not a destructor: unwinding would need a weak symbol, and nothing between the two throws.
+  void release() const { std::free(memory); }
 };
 
 PIXLEAP_INLINE void pad(float* x, int64_t n) {
@@ -334,6 +334,7 @@ void sample_rows(const SampleTokensParams& p) {
       p.tokens[b * p.tokens_strides[0] + l * p.tokens_strides[1]] =
           sample_row(p, cond, uncond, index, scratch);
     }
+    scratch.release();
   });
 }
 
