@@ -101,11 +101,11 @@ void fill(const LinearParams& p, const Group& g, int64_t k, int64_t depth,
   });
 }
 
-// Panels per task: as many as a group holds, fewer while that leaves fewer than 32 tasks of a
+// Panels per task: as many as a group holds, fewer while that leaves fewer than 16 tasks of a
 // useful size (in cycles: two 8-lane multiply-adds, or 8 bytes of weights, each).
 int64_t panels_per_task(int64_t row_groups, int64_t rows, int64_t panels, int64_t k) {
   int64_t size = kGroupColumns / kLinearPanel;
-  while (size > 1 && row_groups * ((panels + size - 1) / size) < 32 &&
+  while (size > 1 && row_groups * ((panels + size - 1) / size) < 16 &&
          (rows + 8) * k * size / 2 >= 20000)
     size /= 2;
   return size;
