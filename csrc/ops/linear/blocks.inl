@@ -129,8 +129,9 @@ void run_blocks(const LinearParams& p) {
   const int64_t tasks = row_groups * panel_groups;
   const bool tiny = 2 * rows * p.n * p.k < 100000;
   parallel_for(tasks, tiny ? tasks : 1, [&](int64_t first, int64_t last) {
-    alignas(64) typename Tile::Element block[Tile::kRows * Tile::kStride];
-    alignas(64) float sums[Tile::kRows * kGroupColumns];
+    // Too much for the stack of a thread that the caller made small.
+    alignas(64) static thread_local typename Tile::Element block[Tile::kRows * Tile::kStride];
+    alignas(64) static thread_local float sums[Tile::kRows * kGroupColumns];
     for (int64_t task = first; task < last; ++task) {
       Group g;
       // All rows of one panel group in turn: its weights are fetched from memory once.

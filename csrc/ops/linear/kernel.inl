@@ -27,7 +27,7 @@ struct VectorTile {
   static constexpr int64_t kRows = VW == 16 ? 112 : 96;
   static constexpr int64_t kRowMultiple = 1;
   static constexpr int64_t kDepthMultiple = 2;
-  static constexpr int64_t kDepth = 256;  // a panel of it takes 16 KiB, half of the L1 cache
+  static constexpr int64_t kDepth = 512;  // a panel of it takes 32 KiB
   static constexpr int64_t kStride = kDepth + 16;
   static void multiply(const LinearParams& p, const Group& g, const float* block, int64_t k,
                        int64_t depth, float* sums);
