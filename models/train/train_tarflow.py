@@ -16,17 +16,11 @@ from pathlib import Path
 
 import matplotlib
 import torch
-<<<<<<< HEAD
-=======
-from data import halve, load_digits
-from pixleap.models.checkpoint import save_checkpoint
-from pixleap.models.tarflow import TarFlow, load_tarflow
->>>>>>> flow
 from rich.progress import Progress
 from torch import Tensor
 
 from pixleap.models.checkpoint import save_checkpoint
-from pixleap.models.tarflow import TarFlow
+from pixleap.models.tarflow import TarFlow, load_tarflow
 
 from data import halve, load_digits
 
