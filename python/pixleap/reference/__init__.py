@@ -8,7 +8,9 @@ from .lincomb import lincomb
 from .linear import linear
 from .linear_pack import linear_pack
 from .moments import moments
+from .next_scale_update import next_scale_update
 from .random_normal import random_normal
+from .sample_tokens import sample_tokens
 
 __all__ = [
     "attention",
@@ -19,5 +21,7 @@ __all__ = [
     "linear",
     "linear_pack",
     "moments",
+    "next_scale_update",
     "random_normal",
+    "sample_tokens",
 ]
