@@ -115,12 +115,12 @@ def test_parameter_names_are_the_published_ones():
     assert state["blocks.0.class_embed"].shape == (4, 1, 16)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_official_state_dict_loads(tmp_path: Path, wrapped):
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_official_state_dict_loads(tmp_path: Path, prefix):
     model = small_flow(in_channels=3)
     state = model.state_dict()
-    if wrapped:
-        state = {"model": {f"module.{k}": v for k, v in state.items()}}
+    if prefix:
+        state = {"model": {prefix + k: v for k, v in state.items()}}
     torch.save(state, tmp_path / "flow.pth")
     loaded = load_tarflow(tmp_path / "flow.pth", head_dim=8)
     assert loaded.config == model.config
@@ -155,6 +155,12 @@ def test_a_wrong_state_dict_is_refused_whole(tmp_path: Path):
         assert line in str(error.value)
 
 
+def test_a_weight_too_large_for_fp16_is_not_saved(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"scale: 7e\+04 is too large for fp16"):
+        save_checkpoint(tmp_path / "flow.npz", {}, {"scale": torch.tensor([1.0, -7e4])})
+    assert not (tmp_path / "flow.npz").exists()
+
+
 def test_files_that_are_not_models(tmp_path: Path):
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="no tensors"):
@@ -167,9 +173,8 @@ def test_files_that_are_not_models(tmp_path: Path):
 def test_embedded_model_draws_the_digit_asked_for():
     model, classifier = load_tarflow(), load_classifier()
     y = torch.arange(10).repeat(6)
-    z = torch.randn(
-        60, model.num_patches, model.patch_dim, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(60, model.num_patches, model.patch_dim, generator=generator)
     calls = []
     x = model.reverse(z, y, guidance=1.0, progress=lambda *done: calls.append(done))
     x = model.denoise(x, y, model.noise_std)

@@ -8,6 +8,7 @@ import math
 import time
 from pathlib import Path
 
+import matplotlib
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
@@ -17,6 +18,9 @@ from pixleap.models.checkpoint import save_checkpoint
 from pixleap.models.classifier import DigitClassifier
 
 from data import halve, load_digits
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "python/pixleap/models/weights/digit_classifier.npz"
@@ -47,6 +51,22 @@ def accuracy(model: DigitClassifier, x: Tensor, y: Tensor) -> float:
     right = (model(x).argmax(dim=1) == y).float().mean()
     model.train()
     return float(right)
+
+
+def plot(log: Path) -> None:
+    """Curves of the log file, as a PNG of the same name."""
+    with open(log, newline="") as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(row["epoch"]) for row in rows]
+    _, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    for axis, columns in zip(axes, (["train_loss"], ["accuracy_28", "accuracy_14"]), strict=True):
+        for column in columns:
+            axis.plot(epochs, [float(row[column]) for row in rows], label=column)
+        axis.set_xlabel("epoch")
+        axis.legend()
+    plt.tight_layout()
+    plt.savefig(log.with_suffix(".png"), dpi=100)
+    plt.close()
 
 
 def main() -> None:
@@ -91,6 +111,7 @@ def main() -> None:
             file.flush()
             bar.console.print(f"{epoch}: loss {row[0]}  28 px {row[1]}  14 px {row[2]}")
     save_checkpoint(args.out, model.config, model.state_dict())
+    plot(args.logs / "classifier.csv")
 
 
 if __name__ == "__main__":

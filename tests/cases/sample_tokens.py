@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from harness import Case
 
 
@@ -33,7 +34,11 @@ def peer(
 
 
 def make(
-    shape: tuple[int, ...], guided: bool = False, spread: float = 3.0, special: bool = False, **kw: Any
+    shape: tuple[int, ...],
+    guided: bool = False,
+    spread: float = 3.0,
+    special: bool = False,
+    **kw: Any,
 ) -> Any:
     """Normal logits: in float32 the two best scores of a row are never within rounding of each
     other for these seeds, so that kernel and reference draw the same tokens."""

@@ -101,11 +101,11 @@ void fill(const LinearParams& p, const Group& g, int64_t k, int64_t depth,
   });
 }
 
-// Panels per task: as many as a group holds, fewer while that leaves fewer than 32 tasks of a
+// Panels per task: as many as a group holds, fewer while that leaves fewer than 16 tasks of a
 // useful size (in cycles: two 8-lane multiply-adds, or 8 bytes of weights, each).
 int64_t panels_per_task(int64_t row_groups, int64_t rows, int64_t panels, int64_t k) {
   int64_t size = kGroupColumns / kLinearPanel;
-  while (size > 1 && row_groups * ((panels + size - 1) / size) < 32 &&
+  while (size > 1 && row_groups * ((panels + size - 1) / size) < 16 &&
          (rows + 8) * k * size / 2 >= 20000)
     size /= 2;
   return size;
@@ -129,8 +129,9 @@ void run_blocks(const LinearParams& p) {
   const int64_t tasks = row_groups * panel_groups;
   const bool tiny = 2 * rows * p.n * p.k < 100000;
   parallel_for(tasks, tiny ? tasks : 1, [&](int64_t first, int64_t last) {
-    alignas(64) typename Tile::Element block[Tile::kRows * Tile::kStride];
-    alignas(64) float sums[Tile::kRows * kGroupColumns];
+    // Too much for the stack of a thread that the caller made small.
+    alignas(64) static thread_local typename Tile::Element block[Tile::kRows * Tile::kStride];
+    alignas(64) static thread_local float sums[Tile::kRows * kGroupColumns];
     for (int64_t task = first; task < last; ++task) {
       Group g;
       // All rows of one panel group in turn: its weights are fetched from memory once.

@@ -19,12 +19,15 @@ constexpr int panels_log2(int rows) {
   return i;
 }
 
+// The same where there are many rows.
+constexpr int kWidePanelsLog2 = VW == 16 ? 1 : 0;
+
 struct VectorTile {
   using Element = float;
   static constexpr int64_t kRows = VW == 16 ? 112 : 96;
   static constexpr int64_t kRowMultiple = 1;
   static constexpr int64_t kDepthMultiple = 2;
-  static constexpr int64_t kDepth = 256;  // a panel of it takes 16 KiB, half of the L1 cache
+  static constexpr int64_t kDepth = 512;  // a panel of it takes 32 KiB
   static constexpr int64_t kStride = kDepth + 16;
   static void multiply(const LinearParams& p, const Group& g, const float* block, int64_t k,
                        int64_t depth, float* sums);
@@ -100,20 +103,50 @@ constexpr auto micro_table(std::integer_sequence<int, R...>) {
 template <class W>
 constexpr auto kMicro = micro_table<W>(std::make_integer_sequence<int, kMaxRows>{});
 
+// bfloat16 pairs of one panel as float32, `depth` (even) steps of k.
+void expand(const bf16_t* packed, int64_t depth, float* to) {
+  for (int64_t i = 0; i < depth / 2 * kLinearPanel; i += VW) {
+    vu pair;
+    std::memcpy(&pair, packed + 2 * i, sizeof pair);
+    float* even = to + i / kLinearPanel * 2 * kLinearPanel + i % kLinearPanel;
+    store(even, bit_cast_to<vf>(pair << 16));
+    store(even + kLinearPanel, bit_cast_to<vf>(pair & 0xffff0000u));
+  }
+}
+
+// From this many row blocks on, bfloat16 weights are expanded once for all of them.
+constexpr int64_t kExpandBlocks = 3;
+
 template <class W>
 void multiply_panels(const LinearParams& p, const Group& g, const float* block, int64_t k,
                      int64_t depth, float* sums) {
-  const int64_t panel_stride = (sizeof(W) == 4 ? p.k : (p.k + 1) / 2 * 2) * kLinearPanel;
+  constexpr bool kPairs = sizeof(W) == 2;
+  const int64_t panel_stride = (kPairs ? (p.k + 1) / 2 * 2 : p.k) * kLinearPanel;
   const W* packed = static_cast<const W*>(p.packed) + g.panel * panel_stride + k * kLinearPanel;
+  if (kPairs) depth = (depth + 1) / 2 * 2;
   // Row blocks of equal size, but for one row.
   const int64_t blocks = (g.rows + kMaxRows - 1) / kMaxRows;
   int log2 = panels_log2(static_cast<int>((g.rows + blocks - 1) / blocks));
+  alignas(64) float expanded[kPairs ? (VectorTile::kDepth * kLinearPanel) << kWidePanelsLog2 : 1];
+  const bool expands = kPairs && blocks >= kExpandBlocks;
+  if (expands && log2 > kWidePanelsLog2) log2 = kWidePanelsLog2;
   for (int64_t panel = 0; panel < g.panels; panel += int64_t{1} << log2) {
     while (panel + (int64_t{1} << log2) > g.panels) --log2;
+    const void* weights = packed + panel * panel_stride;
+    int64_t stride = panel_stride;
+    if constexpr (kPairs) {
+      if (expands) {
+        stride = VectorTile::kDepth * kLinearPanel;
+        for (int64_t i = 0; i < int64_t{1} << log2; ++i)
+          expand(packed + (panel + i) * panel_stride, depth, expanded + i * stride);
+        weights = expanded;
+      }
+    }
+    const auto& kernels = expands ? kMicro<float> : kMicro<W>;
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t row = g.rows * i / blocks, end = g.rows * (i + 1) / blocks;
-      kMicro<W>[static_cast<size_t>(end - row - 1)][static_cast<size_t>(log2)](
-          block + row * VectorTile::kStride, packed + panel * panel_stride, panel_stride, depth,
+      kernels[static_cast<size_t>(end - row - 1)][static_cast<size_t>(log2)](
+          block + row * VectorTile::kStride, weights, stride, depth,
           sums + row * kGroupColumns + panel * kLinearPanel, k == 0);
     }
   }

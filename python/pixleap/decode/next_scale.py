@@ -9,7 +9,7 @@ drawn without sorting the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -65,8 +65,9 @@ class _Block:
 
 def _phi(model: VAR, scale: int) -> tuple[Tensor, Tensor, float]:
     """Residual convolution of a scale; ratio 0 where the tokeniser has none."""
-    phi, channels = model.vae.quantize.phi(scale), model.Cvae
-    if not isinstance(phi, torch.nn.Conv2d):
+    phi: Any = model.vae.quantize.phi(scale)
+    channels = model.Cvae
+    if isinstance(phi, torch.nn.Identity):
         return torch.zeros(channels, channels, 3, 3), torch.zeros(channels), 0.0
     return float_tensor(phi.weight), float_tensor(phi.bias), float(phi.ratio)
 
@@ -81,7 +82,8 @@ class NextScaleDecoder:
 
     def __init__(self, model: VAR, weights: str = "float32") -> None:
         self.model = model
-        self.blocks = [_Block(block, weights) for block in model.blocks]
+        blocks: Any = model.blocks
+        self.blocks = [_Block(block, weights) for block in blocks]
         self.head = PackedLinear.of(model.head, weights)
         self.head_norm = Norm(model.head_nm.ln_wo_grad)
         self.word_embed = PackedLinear.of(model.word_embed)
@@ -96,7 +98,8 @@ class NextScaleDecoder:
         model = self.model
         shared = model.shared_ada_lin(condition)
         sixes = []
-        for block in model.blocks:
+        blocks: Any = model.blocks
+        for block in blocks:
             if block.shared_aln:
                 six = (block.ada_gss + shared)[:, 0]
             else:

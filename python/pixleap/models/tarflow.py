@@ -7,9 +7,9 @@ apple/ml-tarflow, so its checkpoints load. `TarFlow.reverse` is the plain sequen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ class MetaBlock(nn.Module):
 
     attn_mask: Tensor
     class_embed: Tensor | None
+    attn_blocks: Sequence[AttentionBlock]  # a ModuleList, said to mypy as what it holds
 
     def __init__(
         self,
@@ -48,9 +49,8 @@ class MetaBlock(nn.Module):
         self.pos_embed = nn.Parameter(1e-2 * torch.randn(num_patches, channels))
         embed = 1e-2 * torch.randn(num_classes, 1, channels)
         self.class_embed = nn.Parameter(embed) if num_classes else None
-        self.attn_blocks = nn.ModuleList(
-            AttentionBlock(channels, head_dim, expansion) for _ in range(num_layers)
-        )
+        layers = [AttentionBlock(channels, head_dim, expansion) for _ in range(num_layers)]
+        self.attn_blocks = cast(Sequence[AttentionBlock], nn.ModuleList(layers))
         self.proj_out = nn.Linear(channels, patch_dim * (2 if nvp else 1))
         nn.init.zeros_(self.proj_out.weight)
         # Part of the published state dicts; the causal kernel makes the mask itself.
@@ -107,7 +107,6 @@ class MetaBlock(nn.Module):
         if embed is not None:
             h = h + embed
         for block, layer_cache in zip(self.attn_blocks, cache, strict=True):
-            assert isinstance(block, AttentionBlock)
             h = block.step(h, layer_cache, temp)
         log_scale, shift = self.affine(h)
         return log_scale[:, 0], shift[:, 0]
@@ -151,6 +150,7 @@ class TarFlow(nn.Module):
     """TarFlow for images (B, in_channels, img_size, img_size) cut into T square patches."""
 
     var: Tensor
+    blocks: Sequence[MetaBlock]  # a ModuleList, as above
     noise_std: float = 0.0  # of the noise the model was trained with; set by `load_tarflow`
 
     def __init__(
@@ -186,7 +186,7 @@ class TarFlow(nn.Module):
         self.num_classes = num_classes
         self.num_patches = (img_size // patch_size) ** 2
         self.patch_dim = in_channels * patch_size**2
-        self.blocks = nn.ModuleList(
+        blocks = [
             MetaBlock(
                 self.patch_dim,
                 channels,
@@ -199,7 +199,8 @@ class TarFlow(nn.Module):
                 num_classes=num_classes,
             )
             for i in range(num_blocks)
-        )
+        ]
+        self.blocks = cast(Sequence[MetaBlock], nn.ModuleList(blocks))
         # Variance of the prior: ones with nvp, a running estimate (update_prior) without.
         self.register_buffer("var", torch.ones(self.num_patches, self.patch_dim))
 
@@ -232,6 +233,31 @@ class TarFlow(nn.Module):
         """Move the prior's variance towards that of a batch z (B, T, P); for nvp=False."""
         self.var.lerp_(z.square().mean(dim=0), rate)
 
+    @overload
+    def reverse(
+        self,
+        z: Tensor,
+        y: Tensor | None = None,
+        guidance: float = 0.0,
+        guide_what: str = "ab",
+        attn_temp: float = 1.0,
+        annealed_guidance: bool = False,
+        return_sequence: Literal[False] = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor: ...
+    @overload
+    def reverse(
+        self,
+        z: Tensor,
+        y: Tensor | None = None,
+        guidance: float = 0.0,
+        guide_what: str = "ab",
+        attn_temp: float = 1.0,
+        annealed_guidance: bool = False,
+        *,
+        return_sequence: Literal[True],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Tensor]: ...
     @torch.no_grad()
     def reverse(
         self,
@@ -261,7 +287,6 @@ class TarFlow(nn.Module):
         sequence = [self.unpatchify(z)]
         x = z * self.var.sqrt()
         for block in reversed(self.blocks):
-            assert isinstance(block, MetaBlock)
             x = block.reverse(x, y, guidance, guide_what, attn_temp, annealed_guidance, tick)
             sequence.append(self.unpatchify(x))
         return sequence if return_sequence else sequence[-1]

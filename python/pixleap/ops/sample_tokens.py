@@ -22,8 +22,8 @@ def sample_tokens(
     Args:
         logits: (B, L, V) float32, bfloat16 or float16, unit last stride.
         uncond: logits without the condition, like `logits`. The logits used are then
-            guidance_scale * logits + (1 - guidance_scale) * uncond. VAR's (1 + t) cond - t uncond is
-            guidance_scale = 1 + t.
+            guidance_scale * logits + (1 - guidance_scale) * uncond. VAR's (1 + t) cond - t uncond
+            is guidance_scale = 1 + t.
         guidance_scale: used with `uncond` only.
         temperature: divides the logits; 0 takes the largest one (the lowest index on ties).
         top_k: keeps the values that are not below the k-th largest, ties with it included; 0 keeps
@@ -41,8 +41,8 @@ def sample_tokens(
         (B, L) int64 tokens.
 
     Raises:
-        ValueError: top_p outside (0, 1], top_k outside [0, V], a temperature that is negative or not
-            finite, a guidance_scale that is not finite, shapes or strides that do not fit.
+        ValueError: top_p outside (0, 1], top_k outside [0, V], a temperature that is negative or
+            not finite, a guidance_scale that is not finite, shapes or strides that do not fit.
         TypeError: dtypes or devices that do not fit.
 
     A NaN counts as -inf. A row with no value above -inf gives token 0; in a row with +inf the first
