@@ -149,15 +149,23 @@ def test_a_sample_alone_equals_the_same_one_in_a_batch(kwargs: dict[str, Any]) -
     assert (other != whole).any()
 
 
-def test_stream_position_beyond_32_bits() -> None:
-    logits = np.random.default_rng(0).standard_normal((1, 3, 257)).astype(np.float32)
-    for kwargs in ({}, {"top_k": 9}):
-        for first in (2**24 + 3, 2**32 // 771 * 4, 2**50 + 1):
-            got = px.ops.sample_tokens(logits, seed=-3, offset=-1, first_sample=first, **kwargs)
-            want = px.reference.sample_tokens(
-                logits, seed=-3, offset=-1, first_sample=first, **kwargs
-            )
-            np.testing.assert_array_equal(got, want)
+@pytest.mark.parametrize("isa", px.available_isas())
+@pytest.mark.parametrize("kwargs", [{}, {"top_k": 4}])
+def test_stream_position_beyond_32_bits(kwargs: dict[str, Any], isa: str) -> None:
+    """Rows over which the low half of the group counter wraps, and a far one."""
+    rng = np.random.default_rng(0)
+    before = px.isa()
+    try:
+        px.set_isa(isa)
+        for size in range(30, 70):
+            logits = rng.standard_normal((2, 1, size)).astype(np.float32)
+            for first in (2**34 // size, 2**50 + 1):
+                key = {"seed": -3, "offset": -1, "first_sample": first}
+                got = px.ops.sample_tokens(logits, **key, **kwargs)
+                want = px.reference.sample_tokens(logits, **key, **kwargs)
+                np.testing.assert_array_equal(got, want)
+    finally:
+        px.set_isa(before)
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ def timed(batch: int, channels: int, height: int, n: int, m: int, vocabulary: in
 
 CASES = [
     case("empty", 0, 4, 5, 2, 3),
+    case("tails", 3, 5, 7, 3, 4),
     case("no channels", 2, 0, 5, 2, 3),
     case("one pixel", 2, 3, 1, 1, 1),
-    case("tails", 3, 5, 7, 3, 4),
     case("last scale", 2, 19, 6, 6, 0),
     case("phi only", 2, 9, 5, 2, 5, phi_ratio=1.0),
     case("no phi", 2, 9, 5, 4, 1, phi_ratio=0.0),
