@@ -7,6 +7,19 @@
 
 namespace pixleap {
 
+constexpr int kUpsampleMaxTerms = 12;  // 3 taps of the convolution times 4 of the bicubic kernel
+
+// How one output coordinate depends on the n source coordinates through upsampling and one axis
+// of the convolution: weight * source[at] under tap `tap`, rows out of the map left out.
+struct UpsampleTerm {
+  int32_t tap, at;
+  float weight;
+};
+struct UpsampleTerms {
+  int32_t count;
+  UpsampleTerm term[kUpsampleMaxTerms];
+};
+
 struct NextScaleUpdateParams {
   const int64_t* tokens;                             // (B, n * n), checked to lie in [0, V)
   const float* codebook;                             // (V, C), last stride 1
@@ -15,6 +28,7 @@ struct NextScaleUpdateParams {
   const float* f_hat;                                // (B, C, H, H), last stride 1
   float* f_hat_new;                                  // (B, C, H, H), last stride 1; may be f_hat
   float* next_input;                                 // (B, m * m, C), last stride 1
+  const UpsampleTerms* terms;                        // (H,), the same for rows and columns
   int64_t batch, channels, height, side, next_side;  // B, C, H, n, m
   int64_t tokens_strides[2], codebook_stride, f_strides[3], f_new_strides[3], next_strides[2];
   float phi_ratio;

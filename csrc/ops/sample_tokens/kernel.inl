@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "ops/sample_tokens/sample_tokens.h"
+#include "simd/compress.h"
 #include "simd/math.h"
 #include "simd/philox.h"
 #include "simd/vec.h"
@@ -33,8 +34,8 @@ struct Scratch {
     words = reinterpret_cast<uint32_t*>(next + 5 * row);
     kept_words = reinterpret_cast<uint32_t*>(next + 6 * row);
   }
-  ~Scratch() { std::free(memory); }
-  Scratch(const Scratch&) = delete;
+  // Not a destructor: unwinding would need a weak symbol, and nothing between the two throws.
+  void release() const { std::free(memory); }
 };
 
 PIXLEAP_INLINE void pad(float* x, int64_t n) {
@@ -155,17 +156,19 @@ Threshold find_threshold(const float* x, const float* w, int64_t n, Range range,
       }
     }
     int64_t kept = 0;
-    float least = kInf, greatest = -kInf;
-    for (int64_t i = 0; i < n; ++i) {
-      const float v = x[i];
-      const bool inside = v > low && v <= last;
-      cx[kept] = v;
-      if constexpr (Weighted) cw[kept] = w[i];
-      least = inside && v < least ? v : least;
-      greatest = inside && v > greatest ? v : greatest;
-      kept += inside;
+    vf least = splat(kInf), greatest = splat(-kInf);
+    const vf above = splat(low), upto = splat(last);
+    for (int64_t i = 0; i < n; i += VW) {
+      const vf v = load(x + i);
+      const vi inside = (v > above) & (v <= upto);
+      least = vmin(least, select(inside, v, least));
+      greatest = vmax(greatest, select(inside, v, greatest));
+      const uint32_t bits = lane_bits(inside);
+      compress(v, bits, cx + kept);  // never beyond what was read: x may be cx
+      if constexpr (Weighted) compress(load(w + i), bits, cw + kept);
+      kept += __builtin_popcount(bits);
     }
-    n = kept, smallest = least, largest = greatest;
+    n = kept, smallest = -reduce_max(-least), largest = reduce_max(greatest);
     pad(cx, n);
     x = cx, w = cw;
   }
@@ -202,11 +205,15 @@ int64_t keep_from(float* x, int32_t* ids, int64_t n, float value, int64_t skip) 
     kept += v > value;
     skip -= tie;
   }
-  for (; i < n; ++i) {
-    const float v = x[i];
-    x[kept] = v;
-    ids[kept] = HasIds ? ids[i] : static_cast<int32_t>(i);
-    kept += v >= value;
+  vi id;
+  for (int lane = 0; lane < VW; ++lane) id[lane] = static_cast<int32_t>(i) + lane;
+  for (; i < n; i += VW, id += VW) {
+    const vf v = load(x + i);
+    const uint32_t bits = lane_bits(v >= splat(value));
+    if constexpr (HasIds) std::memcpy(&id, ids + i, sizeof id);
+    compress(v, bits, x + kept);
+    compress(bit_cast_to<vf>(id), bits, reinterpret_cast<float*>(ids) + kept);
+    kept += __builtin_popcount(bits);
   }
   pad(x, kept);
   return kept;
@@ -232,23 +239,26 @@ void sparse_words(const SampleTokensParams& p, uint64_t first, const int32_t* id
 }
 
 // Position of the largest (x - top) / T + gumbel; the lowest one on ties.
+// With E = -log(u) a token wins only if E < exp(y), y = (x - top) / T - best. As 1 - u <= E, and
+// 2^floor(t) (1 + t - floor(t)) >= 2^t is a matter of a conversion to integer, most vectors are
+// passed over without a logarithm. The slack is far above the rounding of all these.
 int64_t draw(const float* x, int64_t n, const uint32_t* words, float top, float inverse) {
-  vf best = splat(-kInf);
-  vi best_at{}, at;
-  for (int i = 0; i < VW; ++i) at[i] = i;
-  for (int64_t i = 0; i < n; i += VW, at += VW) {
+  constexpr float kSlack = 1e-3f, kLog2e = 1.44269504f;
+  float best = -kInf;
+  int64_t position = 0;
+  vf shift = splat(kInf);  // slack - best
+  for (int64_t i = 0; i < n; i += VW) {
     vu word;
     std::memcpy(&word, words + i, sizeof word);
-    const vf gumbel = -vlog(-vlog(uniform_open_vector(word)));
-    const vf score = fma(load(x + i) - top, splat(inverse), gumbel);
-    const vi better = score > best;  // false for the padding
-    best = select(better, score, best);
-    best_at = better ? at : best_at;
+    const vf u = uniform_open_vector(word), logit = (load(x + i) - top) * inverse;
+    const vf t = vmin(vmax((logit + shift) * kLog2e, splat(-126.f)), splat(1.f));
+    const vf bound = bit_cast_to<vf>(__builtin_convertvector((t + 127.f) * 0x1p23f, vi));
+    if (!lane_bits(1.f - u <= bound)) continue;  // as the padding does: NaN
+    const vf score = logit - vlog(-vlog(u));
+    for (int64_t lane = 0; lane < VW; ++lane)
+      if (score[lane] > best) best = score[lane], position = i + lane;
+    shift = splat(kSlack - best);
   }
-  const float greatest = reduce_max(best);
-  int64_t position = n - 1;
-  for (int i = 0; i < VW; ++i)
-    if (best[i] == greatest && best_at[i] < position) position = best_at[i];
   return position;
 }
 
@@ -324,6 +334,7 @@ void sample_rows(const SampleTokensParams& p) {
       p.tokens[b * p.tokens_strides[0] + l * p.tokens_strides[1]] =
           sample_row(p, cond, uncond, index, scratch);
     }
+    scratch.release();
   });
 }
 

@@ -1,0 +1,188 @@
+"""sample_tokens draws from the right distribution, filters as VAR does, and checks its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pixleap as px
+
+V = 12
+ROWS = 400  # draws per call; each call has its own offset
+
+
+def official_keep(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """VAR's filters in torch, in float64: the mask of tokens that stay."""
+    keep = torch.ones_like(logits, dtype=torch.bool)
+    if top_k > 0:
+        keep = logits >= logits.topk(top_k).values[..., -1:]
+    left = logits.double().masked_fill(~keep, -torch.inf)
+    if top_p < 1:
+        ascending, order = left.sort(dim=-1, stable=True)
+        gone = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        gone[..., -1] = False
+        left = left.masked_fill(torch.empty_like(gone).scatter_(-1, order, gone), -torch.inf)
+    return left > -torch.inf
+
+
+def counts(logits: np.ndarray, draws: int = 120_000, **kwargs: Any) -> np.ndarray:
+    """How often each token of one row is drawn."""
+    batch = np.broadcast_to(logits, (draws // ROWS, ROWS, len(logits))).copy()
+    uncond = kwargs.pop("uncond", None)
+    if uncond is not None:
+        kwargs["uncond"] = np.broadcast_to(uncond, batch.shape).copy()
+    tokens = px.ops.sample_tokens(batch, seed=99, offset=7, **kwargs)
+    return np.bincount(tokens.reshape(-1), minlength=len(logits))
+
+
+def assert_distributed(observed: np.ndarray, probability: np.ndarray) -> None:
+    """Pearson's chi-square test; cells with few expected counts are taken together."""
+    assert (observed[probability == 0] == 0).all()
+    expected = probability * observed.sum()
+    rare = expected < 10
+    expected = np.append(expected[~rare], expected[rare].sum())
+    observed = np.append(observed[~rare], observed[rare].sum())
+    filled = expected > 0
+    statistic = ((observed - expected)[filled] ** 2 / expected[filled]).sum()
+    freedom = filled.sum() - 1
+    if freedom > 0:
+        tail = torch.special.gammaincc(torch.tensor(freedom / 2), torch.tensor(statistic / 2))
+        assert tail > 1e-3
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.6},
+    {"temperature": 2.0},
+    {"top_k": 5},
+    {"top_p": 0.8},
+    {"top_k": 9, "top_p": 0.7, "temperature": 1.3},
+    {"guidance_scale": 2.5},
+    {"guidance_scale": 1.5, "top_k": 8, "top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_distribution(setting: dict[str, Any], isa: str) -> None:
+    rng = np.random.default_rng(3)
+    logits, uncond = rng.standard_normal((2, V)).astype(np.float32)
+    kwargs, x = dict(setting), torch.from_numpy(logits).double()
+    if "guidance_scale" in setting:
+        kwargs["uncond"] = uncond
+        g = setting["guidance_scale"]
+        x = g * x + (1 - g) * torch.from_numpy(uncond).double()
+    x = x / setting.get("temperature", 1.0)
+    keep = official_keep(x, setting.get("top_k", 0), setting.get("top_p", 1.0))
+    exact = x.masked_fill(~keep, -torch.inf).softmax(-1).numpy()
+    before = px.isa()
+    try:
+        px.set_isa(isa)
+        observed = counts(logits, **kwargs)
+    finally:
+        px.set_isa(before)
+    assert_distributed(observed, exact)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "one value", "geometric", "outlier"])
+@pytest.mark.parametrize(("top_k", "top_p"), [(7, 1.0), (0, 0.6), (30, 0.9), (64, 0.05), (1, 0.5)])
+def test_filter_sets(kind: str, top_k: int, top_p: float) -> None:
+    """Over many draws exactly the tokens that VAR's rule leaves come out. A high temperature makes
+    all of them about equally likely, after the filters have acted on logits scaled up by it."""
+    rng = np.random.default_rng(5)
+    n = 64
+    logits = {
+        "normal": rng.standard_normal(n),
+        "ties": rng.integers(0, 4, n) * 0.5,
+        "one value": np.full(n, -2.5),
+        "geometric": -0.03125 * 1.125 ** np.arange(n),
+        "outlier": np.append(rng.standard_normal(n - 1), 4.0),
+    }[kind].astype(np.float32)
+    keep = official_keep(torch.from_numpy(logits), top_k, top_p).numpy()
+    exact = np.where(keep, np.exp(logits.astype(np.float64)), 0)
+    exact /= exact.sum()
+    observed = counts(logits, 200_000, top_k=top_k, top_p=top_p)
+    assert (observed[~keep] == 0).all()
+    assert (observed[keep & (exact * 200_000 > 30)] > 0).all()
+    assert_distributed(observed, exact)
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+@pytest.mark.parametrize("top_k", [1, 2, 31, 32, 33, 500, 998, 999])
+@pytest.mark.parametrize("kind", ["normal", "few values", "all exponents", "one outlier", "zeros"])
+def test_top_k_threshold(kind: str, top_k: int, isa: str) -> None:
+    """Every value at or above the k-th largest can be drawn, nothing below: at a temperature that
+    flattens the row, the least drawn value of many draws is the k-th largest itself or above."""
+    rng = np.random.default_rng(8)
+    n = 1000
+    row = {
+        "normal": rng.standard_normal(n),
+        "few values": rng.integers(-3, 3, n).astype(float),
+        "all exponents": rng.choice([-1.0, 1.0], n) * 2.0 ** rng.uniform(-140, 120, n),
+        "one outlier": np.append(rng.standard_normal(n - 1), 1e30),
+        "zeros": np.where(rng.random(n) < 0.5, 0.0, -0.0),
+    }[kind].astype(np.float32)
+    rows = np.broadcast_to(row, (1, 400, n)).copy()
+    before = px.isa()
+    try:
+        px.set_isa(isa)
+        tokens = px.ops.sample_tokens(rows, temperature=1e38, top_k=top_k, seed=1)
+    finally:
+        px.set_isa(before)
+    drawn, kth = row[tokens.reshape(-1)], np.sort(row)[-top_k]
+    assert (drawn >= kth).all()
+    if top_k <= 33 and kind not in ("one outlier",):  # each one is met with p > 1 - 1e-5
+        assert drawn.min() == kth
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"top_k": 40, "top_p": 0.9}, {"top_k": 3}])
+def test_a_sample_alone_equals_the_same_one_in_a_batch(kwargs: dict[str, Any]) -> None:
+    logits = np.random.default_rng(0).standard_normal((6, 5, 131)).astype(np.float32)
+    whole = px.ops.sample_tokens(logits, seed=4, **kwargs)
+    for b in range(6):
+        part = px.ops.sample_tokens(logits[b : b + 1], seed=4, first_sample=b, **kwargs)
+        np.testing.assert_array_equal(part, whole[b : b + 1])
+    other = px.ops.sample_tokens(logits, seed=4, first_sample=1, **kwargs)
+    assert (other != whole).any()
+
+
+def test_stream_position_beyond_32_bits() -> None:
+    logits = np.random.default_rng(0).standard_normal((1, 3, 257)).astype(np.float32)
+    for kwargs in ({}, {"top_k": 9}):
+        for first in (2**24 + 3, 2**32 // 771 * 4, 2**50 + 1):
+            got = px.ops.sample_tokens(logits, seed=-3, offset=-1, first_sample=first, **kwargs)
+            want = px.reference.sample_tokens(
+                logits, seed=-3, offset=-1, first_sample=first, **kwargs
+            )
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_p", 0.0),
+        ("top_p", -0.5),
+        ("top_p", 1.01),
+        ("top_p", float("nan")),
+        ("top_k", -1),
+        ("top_k", 9),
+        ("temperature", -1e-9),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", float("inf")),
+        ("first_sample", -1),
+    ],
+)
+def test_bad_numbers(name: str, value: float) -> None:
+    kwargs: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"sample_tokens: argument '{name}'"):
+        px.ops.sample_tokens(np.zeros((1, 2, 8), np.float32), **kwargs)
+
+
+def test_no_tokens() -> None:
+    with pytest.raises(ValueError, match="'logits' expected 1 to 2"):
+        px.ops.sample_tokens(np.zeros((1, 2, 0), np.float32))
