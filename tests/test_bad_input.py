@@ -109,7 +109,11 @@ def test_wrong_output(op: str) -> None:
         for f in (
             lambda t: t[..., :-1] if t.dim() else t[None],
             lambda t: t.to(torch.int16),
-            lambda t: t[:1].expand(t.shape) if t.dim() and len(t) > 1 else torch.stack([t, t]),
+            lambda t: (
+                t[:1].expand(t.shape)
+                if t.dim() and t.numel() and len(t) > 1
+                else torch.stack([t, t])
+            ),
             lambda t: None,
             lambda t: "out",
         ):
@@ -173,3 +177,21 @@ def test_messages_say_what_was_expected() -> None:
 
 def test_corpus_covers_every_op() -> None:
     assert {op for op, _ in all_cases()} == set(ops_with_cases())
+
+
+def test_output_that_overlaps_itself() -> None:
+    buffer = torch.zeros(16)
+    for out in (buffer[:3].expand(4, 3), buffer.as_strided((4, 3), (2, 1))):
+        with pytest.raises(ValueError, match="'out' expected an output without repeated memory"):
+            px.ops.lincomb([torch.ones(4, 3)], [[1.0]], out=[out])
+    for out in (buffer.as_strided((4, 3), (4, 1)), buffer[:12].view(4, 3)):
+        px.ops.lincomb([torch.ones(4, 3)], [[1.0]], out=[out])
+
+
+def test_infinite_guidance_stays_out_of_the_padding() -> None:
+    """Five numbers leave lanes of the last vector unused; their inf * 0 must not count."""
+    z = torch.ones(1, 1, 5)
+    _, change = px.ops.jacobi_update(
+        z, torch.zeros_like(z), z, z, uncond_a=z, guidance=torch.tensor([torch.inf])
+    )
+    assert change.item() == 0.0  # exp(-inf) = 0: x = b = previous

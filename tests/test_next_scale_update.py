@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases.next_scale_update import make, peer
-from harness import strided, to_torch
 
 import pixleap as px
+
+from cases.next_scale_update import make, peer
+from harness import strided, to_torch
 
 
 def arguments(batch: int, channels: int, height: int, n: int, m: int) -> list[Any]:
