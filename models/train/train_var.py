@@ -12,14 +12,16 @@ import time
 
 import torch
 import torch.nn.functional as F
-from common import LOGS, WEIGHTS, Ema, Log, augment, learning_rate, save_grid
-from data import load_digits
+from rich.progress import Progress
+from torch import Tensor
+
 from pixleap.models.checkpoint import save_checkpoint
 from pixleap.models.var import VAR
 from pixleap.models.var_load import load_var, load_vqvae
 from pixleap.models.vqvae import VQVAE
-from rich.progress import Progress
-from torch import Tensor
+
+from common import LOGS, WEIGHTS, Ema, Log, augment, learning_rate, save_grid
+from data import load_digits
 
 
 @torch.no_grad()

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import LOGS, WEIGHTS, Ema, Log, augment, learning_rate, save_grid
-from data import load_digits
+from rich.progress import Progress
+from torch import Tensor
+
 from pixleap.models.checkpoint import save_checkpoint
 from pixleap.models.quantizer import MultiScaleQuantizer
 from pixleap.models.vqvae import VQVAE
-from rich.progress import Progress
-from torch import Tensor
+
+from common import LOGS, WEIGHTS, Ema, Log, augment, learning_rate, save_grid
+from data import load_digits
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 256, "z_channels": 16, "ch": 16, "ch_mult": [1, 2, 4], "in_channels": 1,

@@ -1,7 +1,24 @@
 """Small torch models to sample from, loaders for published checkpoints, and embedded weights."""
 
+from .checkpoint import check_state_dict, load_checkpoint, load_state, save_checkpoint
+from .classifier import DigitClassifier, load_classifier
+from .tarflow import TarFlow, load_tarflow
 from .var import VAR
 from .var_load import load_var, load_var_draft, load_vqvae
 from .vqvae import VQVAE
 
-__all__ = ["VAR", "VQVAE", "load_var", "load_var_draft", "load_vqvae"]
+__all__ = [
+    "VAR",
+    "VQVAE",
+    "DigitClassifier",
+    "TarFlow",
+    "check_state_dict",
+    "load_checkpoint",
+    "load_classifier",
+    "load_state",
+    "load_tarflow",
+    "load_var",
+    "load_var_draft",
+    "load_vqvae",
+    "save_checkpoint",
+]

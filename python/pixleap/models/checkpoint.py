@@ -12,14 +12,21 @@ import torch
 from torch import Tensor, nn
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "trainer")
+_PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
 
 def save_checkpoint(path: str | Path, config: dict[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write `state` (floats as fp16, integers as they are) and `config` (JSON) to a .npz file."""
+    """Write `state` (floats as fp16, integers as they are) and `config` (JSON) to a .npz file.
+
+    Raises ValueError for a weight that is finite but too large for fp16.
+    """
     arrays: dict[str, Any] = {}
     for name, value in state.items():
         value = value.detach().cpu()
-        arrays[name] = (value.half() if value.is_floating_point() else value).numpy()
+        stored = value.half() if value.is_floating_point() else value
+        if not torch.equal(stored.isfinite(), value.isfinite()):
+            raise ValueError(f"{name}: {value.abs().max():.3g} is too large for fp16")
+        arrays[name] = stored.numpy()
     if "config" in arrays:
         raise ValueError("a tensor may not be called 'config': the entry holds the configuration")
     np.savez_compressed(path, config=np.array(json.dumps(config)), **arrays)
@@ -38,7 +45,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
 def load_state(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a .npz of ours or a torch file, without running pickled code.
 
-    Wrappers such as {"model": ...} are opened and a leading "module." (DDP) is dropped.
+    Wrappers such as {"model": ...} are opened; leading "module." and "_orig_mod." are dropped.
     """
     if str(path).endswith(".npz"):
         return load_checkpoint(path)[1]
@@ -50,10 +57,16 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         state = inner[0]
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
-    tensors = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = {_bare(str(k)): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: no tensors found; top-level keys: {list(state)[:8]}")
     return tensors
+
+
+def _bare(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def check_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,204 @@
+"""Times every case that has a peer, ours and the peer's interleaved in one run.
+
+    python bench/run.py [op ...] [--threads 1 2] [--dtype float32] [--isa avx2] [--save]
+
+The table gives medians, their ratio, and which share of the measured limit (copy bandwidth, GEMM
+rate) our time is. What is timed is compared with the reference first. `--save` writes
+bench/results/<op>.md with the command and the machine above the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import pixleap as px  # noqa: E402
+from pixleap import _native  # noqa: E402
+
+from harness import (  # noqa: E402
+    Case,
+    as_list,
+    assert_close,
+    cases_of,
+    ops_with_cases,
+    run_op,
+    run_reference,
+    to_torch,
+)
+
+ROUNDS = 15
+MIN_SECONDS = 2e-3  # per timed stretch
+
+
+@contextlib.contextmanager
+def timing_lock() -> Iterator[None]:
+    """One timing run at a time on this machine."""
+    with open(Path(tempfile.gettempdir()) / "pixleap.timing.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def seconds(f: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        f()
+    return (time.perf_counter() - start) / repeats
+
+
+def calibrate(f: Callable[[], Any]) -> int:
+    f()
+    return max(1, min(100_000, int(MIN_SECONDS / max(seconds(f, 3), 1e-7))))
+
+
+def interleaved(*functions: Callable[[], Any]) -> list[list[float]]:
+    """Seconds per call of each function, one entry per round."""
+    repeats = [calibrate(f) for f in functions]
+    rounds = [
+        [seconds(f, n) for f, n in zip(functions, repeats, strict=True)] for _ in range(ROUNDS)
+    ]
+    return [list(column) for column in zip(*rounds, strict=True)]
+
+
+def cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def limits() -> tuple[float, float]:
+    """Copy bandwidth in bytes/s (read plus write) and float32 GEMM rate in flop/s, measured now."""
+    a, b = torch.empty(1 << 24), torch.ones(1 << 24)
+    copy = statistics.median(seconds(lambda: a.copy_(b), 1) for _ in range(9))
+    m = torch.randn(1024, 1024)
+    gemm = statistics.median(seconds(lambda: m @ m, 2) for _ in range(7))
+    return 2 * 4 * a.numel() / copy, 2 * 1024**3 / gemm
+
+
+def time_case(op: str, case: Case, dtype: str) -> dict[str, Any]:
+    args, kwargs = to_torch(list(case.make(np.random.default_rng(7))), dtype)
+    result = run_op(op, args, kwargs)
+    assert_close(result, run_reference(op, args, kwargs), case, dtype)
+    if case.has_out:
+        out = result if isinstance(result, (list, tuple)) else as_list(result)[0]
+        kwargs_out = {**kwargs, "out": out}
+    else:
+        kwargs_out = kwargs
+    front, peer = getattr(px.ops, op), case.peer
+    assert peer is not None
+    with torch.no_grad():
+        ours, theirs = interleaved(
+            lambda: front(*args, **kwargs_out), lambda: peer(*args, **kwargs)
+        )
+    ratio = statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
+    return {"ours": statistics.median(ours), "peer": statistics.median(theirs), "ratio": ratio}
+
+
+def overhead_table(threads: int) -> list[str]:
+    """A call that does nothing, with four arrays, through a Python function."""
+    native = _native.noop
+
+    def front(a: Any, b: Any, c: Any, d: Any) -> None:
+        native(a, b, c, d)
+
+    tensors = [torch.zeros(3) for _ in range(4)]
+    arrays = [np.zeros(3, np.float32) for _ in range(4)]
+    rows = []
+    for name, four in (("torch", tensors), ("NumPy", arrays)):
+        times = [seconds(lambda four=four: front(*four), 20_000) for _ in range(ROUNDS)]
+        with torch.no_grad():
+            quiet = [seconds(lambda four=four: front(*four), 20_000) for _ in range(ROUNDS)]
+        rows.append(
+            f"| no-op, 4 {name} arrays | {statistics.median(times) * 1e9:.0f} ns "
+            f"| {min(times) * 1e9:.0f} ns | {statistics.median(quiet) * 1e9:.0f} ns |"
+        )
+    head = ["| call | median | best | median under no_grad |", "|---|---|---|---|"]
+    return ["### overhead", "", *head, *rows, ""]
+
+
+def op_table(op: str, threads: int, dtype: str, bandwidth: float, rate: float) -> list[str]:
+    rows = [
+        f"### {op}, {dtype}, {threads} thread{'s' if threads > 1 else ''}",
+        "",
+        "| case | pixleap | peer | ratio | GB/s | GFLOP/s | share of limit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases_of(op):
+        if case.peer is None or dtype not in case.dtypes:
+            continue
+        t = time_case(op, case, dtype)
+        itemsize = 4 if dtype == "float32" else 2
+        moved = case.bytes * itemsize / 4
+        floor = max(moved / bandwidth, case.flops / rate)
+        rows.append(
+            f"| {case.name} | {t['ours'] * 1e6:.1f} us | {t['peer'] * 1e6:.1f} us "
+            f"| {t['ratio']:.2f}x | {moved / t['ours'] / 1e9:.1f} "
+            f"| {case.flops / t['ours'] / 1e9:.1f} | {100 * floor / t['ours']:.0f} % |"
+        )
+        print(rows[-1], flush=True)
+    return [*rows, ""] if len(rows) > 4 else []
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="pixleap bench", description=__doc__.split("\n")[0])
+    parser.add_argument("ops", nargs="*", help="names of ops, or 'overhead'; default all")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--isa", choices=px.available_isas())
+    parser.add_argument("--save", action="store_true", help="write bench/results/<op>.md")
+    options = parser.parse_args(argv)
+    known = ["overhead", *ops_with_cases()]
+    for op in options.ops:
+        if op not in known:
+            parser.error(f"unknown op {op!r}; known: {', '.join(known)}")
+    if options.isa:
+        px.set_isa(options.isa)
+    command = "python bench/run.py " + shlex.join(sys.argv[1:] if argv is None else argv)
+    for op in options.ops or known:
+        lines = []
+        with timing_lock():
+            for threads in options.threads:
+                px.set_num_threads(threads)
+                torch.set_num_threads(threads)
+                if op == "overhead":
+                    lines += overhead_table(threads) if threads == options.threads[0] else []
+                    continue
+                bandwidth, rate = limits()
+                lines.append(
+                    f"Measured limits: copy {bandwidth / 1e9:.1f} GB/s, "
+                    f"float32 GEMM {rate / 1e9:.0f} GFLOP/s.\n"
+                )
+                lines += op_table(op, threads, options.dtype, bandwidth, rate)
+        head = [
+            f"`{command}`",
+            "",
+            f"{datetime.date.today()}, {cpu_name()}, ISA {px.isa()}, torch {torch.__version__}, "
+            f"pixleap {px.__version__}. Medians of {ROUNDS} interleaved rounds; outputs checked "
+            "against the float64 reference.",
+            "",
+        ]
+        print("\n".join(lines))
+        if options.save and lines:
+            (ROOT / "bench" / "results" / f"{op}.md").write_text("\n".join([*head, *lines]))
+
+
+if __name__ == "__main__":
+    main()

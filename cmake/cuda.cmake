@@ -1,0 +1,37 @@
+# CUDA kernels in the same library: sm_80, sm_90a and PTX, static runtime, no driver needed to import.
+
+set(PIXLEAP_CUDA_ARCHITECTURES "80-real;90a-real;80-virtual" CACHE STRING "CUDA architectures")
+set(PIXLEAP_CUDA_ENABLED OFF)
+if(NOT PIXLEAP_CUDA STREQUAL "OFF")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_ARCHITECTURES ${PIXLEAP_CUDA_ARCHITECTURES})
+    enable_language(CUDA)
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    set(PIXLEAP_CUDA_ENABLED ON)
+  elseif(PIXLEAP_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "PIXLEAP_CUDA=ON, but no nvcc was found (set CUDACXX or PATH)")
+  endif()
+endif()
+message(STATUS "pixleap: CUDA kernels ${PIXLEAP_CUDA_ENABLED}")
+
+function(pixleap_cuda_target target)
+  if(PIXLEAP_CUDA_ENABLED)
+    target_sources(${target} PRIVATE ${PIXLEAP_CUDA_SOURCES})
+    target_compile_definitions(${target} PUBLIC PIXLEAP_CUDA)
+    target_compile_options(
+      ${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--extended-lambda -Xcompiler=-Wall
+                        -Xcompiler=-fvisibility=hidden --resource-usage>)
+    set_target_properties(${target} PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+  endif()
+endfunction()
+
+function(pixleap_cuda_link target)
+  if(PIXLEAP_CUDA_ENABLED)
+    find_package(CUDAToolkit REQUIRED)
+    target_link_libraries(${target} PRIVATE CUDA::cudart_static)
+    target_link_options(${target} PRIVATE -Wl,--exclude-libs,ALL)
+  endif()
+endfunction()

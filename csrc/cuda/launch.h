@@ -1,0 +1,68 @@
+// What every .cu shares: element types, grid sizes and a launch on the caller's stream.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "core/check.h"
+#include "core/view.h"
+
+namespace pixleap {
+
+template <class T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <class T>
+using accumulate_t = typename Accumulate<T>::type;
+
+__device__ inline float to_accumulate(float x) { return x; }
+__device__ inline double to_accumulate(double x) { return x; }
+__device__ inline float to_accumulate(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_accumulate(__half x) { return __half2float(x); }
+__device__ inline void from_accumulate(float x, float& y) { y = x; }
+__device__ inline void from_accumulate(double x, double& y) { y = x; }
+__device__ inline void from_accumulate(float x, __nv_bfloat16& y) { y = __float2bfloat16(x); }
+__device__ inline void from_accumulate(float x, __half& y) { y = __float2half(x); }
+
+template <class F>
+void with_cuda_type(DType t, F&& f) {
+  switch (t) {
+    case DType::f32:
+      return f.template operator()<float>();
+    case DType::f64:
+      return f.template operator()<double>();
+    case DType::bf16:
+      return f.template operator()<__nv_bfloat16>();
+    case DType::f16:
+      return f.template operator()<__half>();
+    default:
+      return;
+  }
+}
+
+inline unsigned grid_for(int64_t items, int block) {
+  const int64_t blocks = (items + block - 1) / block;
+  return static_cast<unsigned>(blocks < 132 * 16 ? blocks : 132 * 16);  // grid-stride loops
+}
+
+template <class Kernel, class... Args>
+void launch(Kernel kernel, unsigned grid, int block, const Device& device, const Args&... args) {
+  int current = 0;
+  cudaGetDevice(&current);
+  if (current != device.index) cudaSetDevice(device.index);
+  kernel<<<grid, block, 0, static_cast<cudaStream_t>(device.stream)>>>(args...);
+  const cudaError_t error = cudaGetLastError();
+  if (current != device.index) cudaSetDevice(current);
+  if (error != cudaSuccess)
+    throw BackendError(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
+}
+
+}  // namespace pixleap

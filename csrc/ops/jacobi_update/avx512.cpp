@@ -1,0 +1,1 @@
+#include "ops/jacobi_update/kernel.inl"

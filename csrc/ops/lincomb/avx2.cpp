@@ -1,0 +1,1 @@
+#include "ops/lincomb/kernel.inl"

@@ -1,0 +1,165 @@
+#include <array>
+#include <utility>
+
+#include "ops/linear/blocks.inl"
+
+namespace pixleap {
+namespace {
+
+constexpr int kVectors = static_cast<int>(kLinearPanel) / VW;  // per row of a panel
+// Sums held in registers; the rest holds the weights and one number of x.
+constexpr int kSums = VW == 16 ? 28 : 12;
+constexpr int kMaxRows = VW == 16 ? 14 : VW == 8 ? 6 : 3;
+constexpr int kMaxPanelsLog2 = 3;
+
+// Panels side by side for a number of rows (log2): enough sums to hide the latency of the FMA.
+constexpr int panels_log2(int rows) {
+  int i = kMaxPanelsLog2;
+  while (i > 0 && rows * kVectors << i > kSums) --i;
+  return i;
+}
+
+// The same where there are many rows.
+constexpr int kWidePanelsLog2 = VW == 16 ? 1 : 0;
+
+struct VectorTile {
+  using Element = float;
+  static constexpr int64_t kRows = VW == 16 ? 112 : 96;
+  static constexpr int64_t kRowMultiple = 1;
+  static constexpr int64_t kDepthMultiple = 2;
+  static constexpr int64_t kDepth = 512;  // a panel of it takes 32 KiB
+  static constexpr int64_t kStride = kDepth + 16;
+  static void multiply(const LinearParams& p, const Group& g, const float* block, int64_t k,
+                       int64_t depth, float* sums);
+};
+
+using Micro = void (*)(const float* x, const void* packed, int64_t panel_stride, int64_t depth,
+                       float* sums, bool first);
+
+// Sums of R rows times P panels over `depth` steps of k. panel_stride is in elements.
+template <class W, int R, int P>
+void micro(const float* x, const void* packed, int64_t panel_stride, int64_t depth, float* sums,
+           bool first) {
+  constexpr int V = P * kVectors;
+  vf c[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) c[r][v] = first ? vf{} : load(sums + r * kGroupColumns + v * VW);
+  const auto step = [&](const vf* w, int64_t k) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const vf a = splat(x[r * VectorTile::kStride + k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) c[r][v] = fma(a, w[v], c[r][v]);
+    }
+  };
+  if constexpr (sizeof(W) == 4) {
+    const float* w = static_cast<const float*>(packed);
+    for (int64_t k = 0; k < depth; ++k) {
+      vf b[V];
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v)
+        b[v] = load(w + v / kVectors * panel_stride + k * kLinearPanel + v % kVectors * VW);
+      step(b, k);
+    }
+  } else {
+    // Two steps of k in each 32-bit lane: the first in the low half. An odd depth ends in zeros.
+    const uint32_t* w = static_cast<const uint32_t*>(packed);
+    const auto pair = [&](int v, int64_t k) __attribute__((always_inline)) {
+      vu u;
+      std::memcpy(&u,
+                  w + v / kVectors * (panel_stride / 2) + k / 2 * kLinearPanel + v % kVectors * VW,
+                  sizeof u);
+      return u;
+    };
+    for (int64_t k = 0; k < depth; k += 2) {
+      vf b[V];  // loaded twice, since the registers are full
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(pair(v, k) << 16);
+      step(b, k);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(pair(v, k) & 0xffff0000u);
+      step(b, k + 1);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(sums + r * kGroupColumns + v * VW, c[r][v]);
+}
+
+template <class W, int R, int Log2>
+constexpr Micro micro_or_null() {
+  if constexpr (Log2 <= panels_log2(R)) return micro<W, R, 1 << Log2>;
+  return nullptr;
+}
+template <class W, int... R>
+constexpr auto micro_table(std::integer_sequence<int, R...>) {
+  return std::array<std::array<Micro, kMaxPanelsLog2 + 1>, sizeof...(R)>{
+      {{micro_or_null<W, R + 1, 0>(), micro_or_null<W, R + 1, 1>(), micro_or_null<W, R + 1, 2>(),
+        micro_or_null<W, R + 1, 3>()}...}};
+}
+template <class W>
+constexpr auto kMicro = micro_table<W>(std::make_integer_sequence<int, kMaxRows>{});
+
+// bfloat16 pairs of one panel as float32, `depth` (even) steps of k.
+void expand(const bf16_t* packed, int64_t depth, float* to) {
+  for (int64_t i = 0; i < depth / 2 * kLinearPanel; i += VW) {
+    vu pair;
+    std::memcpy(&pair, packed + 2 * i, sizeof pair);
+    float* even = to + i / kLinearPanel * 2 * kLinearPanel + i % kLinearPanel;
+    store(even, bit_cast_to<vf>(pair << 16));
+    store(even + kLinearPanel, bit_cast_to<vf>(pair & 0xffff0000u));
+  }
+}
+
+// From this many row blocks on, bfloat16 weights are expanded once for all of them.
+constexpr int64_t kExpandBlocks = 3;
+
+template <class W>
+void multiply_panels(const LinearParams& p, const Group& g, const float* block, int64_t k,
+                     int64_t depth, float* sums) {
+  constexpr bool kPairs = sizeof(W) == 2;
+  const int64_t panel_stride = (kPairs ? (p.k + 1) / 2 * 2 : p.k) * kLinearPanel;
+  const W* packed = static_cast<const W*>(p.packed) + g.panel * panel_stride + k * kLinearPanel;
+  if (kPairs) depth = (depth + 1) / 2 * 2;
+  // Row blocks of equal size, but for one row.
+  const int64_t blocks = (g.rows + kMaxRows - 1) / kMaxRows;
+  int log2 = panels_log2(static_cast<int>((g.rows + blocks - 1) / blocks));
+  alignas(64) float expanded[kPairs ? (VectorTile::kDepth * kLinearPanel) << kWidePanelsLog2 : 1];
+  const bool expands = kPairs && blocks >= kExpandBlocks;
+  if (expands && log2 > kWidePanelsLog2) log2 = kWidePanelsLog2;
+  for (int64_t panel = 0; panel < g.panels; panel += int64_t{1} << log2) {
+    while (panel + (int64_t{1} << log2) > g.panels) --log2;
+    const void* weights = packed + panel * panel_stride;
+    int64_t stride = panel_stride;
+    if constexpr (kPairs) {
+      if (expands) {
+        stride = VectorTile::kDepth * kLinearPanel;
+        for (int64_t i = 0; i < int64_t{1} << log2; ++i)
+          expand(packed + (panel + i) * panel_stride, depth, expanded + i * stride);
+        weights = expanded;
+      }
+    }
+    const auto& kernels = expands ? kMicro<float> : kMicro<W>;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t row = g.rows * i / blocks, end = g.rows * (i + 1) / blocks;
+      kernels[static_cast<size_t>(end - row - 1)][static_cast<size_t>(log2)](
+          block + row * VectorTile::kStride, weights, stride, depth,
+          sums + row * kGroupColumns + panel * kLinearPanel, k == 0);
+    }
+  }
+}
+
+void VectorTile::multiply(const LinearParams& p, const Group& g, const float* block, int64_t k,
+                          int64_t depth, float* sums) {
+  p.packed_dtype == DType::f32 ? multiply_panels<float>(p, g, block, k, depth, sums)
+                               : multiply_panels<bf16_t>(p, g, block, k, depth, sums);
+}
+
+}  // namespace
+
+void PIXLEAP_KERNEL(linear)(const LinearParams& p) { run_blocks<VectorTile>(p); }
+
+}  // namespace pixleap

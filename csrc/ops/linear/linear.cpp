@@ -1,0 +1,84 @@
+#include "ops/linear/linear.h"
+
+namespace pixleap {
+namespace {
+
+constexpr KernelTable<LinearParams> kernels = PIXLEAP_KERNELS_AMX(linear);
+
+constexpr std::string_view kActivations[] = {"none", "gelu", "gelu_tanh", "silu"};
+
+Activation activation_from(const Check& check, std::string_view name) {
+  for (int i = 0; i < 4; ++i)
+    if (name == kActivations[i]) return static_cast<Activation>(i);
+  check.value(false, "activation", "one of none, gelu, gelu_tanh, silu", std::string(name));
+  return Activation::none;
+}
+
+}  // namespace
+
+void linear(const Out& out, const View& x, const View& packed, int64_t out_features,
+            const Optional& bias, std::string_view activation, const Optional& gate,
+            const Optional& residual) {
+  const Check check("linear");
+  LinearParams p{};
+  p.activation = activation_from(check, activation);
+  check.dtype(x, {DType::f32, DType::bf16, DType::f16});
+  check.ndim(x, 3);
+  check.unit_last_stride(x);
+  check.value(out_features >= 0 && out_features <= int64_t{1} << 40, "out_features",
+              "a number of features", out_features);
+  p.batch = x.size(0), p.length = x.size(1), p.k = x.size(2), p.n = out_features;
+
+  check.dtype(packed, {DType::f32, DType::bf16});
+  check.same_device(packed, x);
+  const int64_t panels = (p.n + kLinearPanel - 1) / kLinearPanel;
+  if (packed.dtype == DType::f32)
+    check.shape(packed, {panels, p.k, kLinearPanel});
+  else
+    check.shape(packed, {panels, (p.k + 1) / 2, kLinearPanel, 2});
+  check.contiguous(packed);
+
+  check.dtype(out, {DType::f32, DType::bf16, DType::f16});
+  check.same_device(out, x);
+  check.shape(out, {p.batch, p.length, p.n});
+  check.unit_last_stride(out);
+  check.output(out);
+  check.no_overlap(out, x, false);
+  check.no_overlap(out, packed, false);
+
+  const auto parameter = [&](const View& v, const void*& data, DType& dtype) {
+    if (v.dtype != DType::f32) check.same_dtype(v, x);
+    check.same_device(v, x);
+    check.unit_last_stride(v);
+    check.no_overlap(out, v, false);
+    data = v.data, dtype = v.dtype;
+  };
+  if (bias.defined) {
+    check.shape(bias, {p.n});
+    parameter(bias, p.bias, p.bias_dtype);
+  }
+  if (gate.defined) {
+    check.shape(gate, {p.batch, p.n});
+    parameter(gate, p.gate, p.gate_dtype);
+    p.gate_stride = gate.stride(0);
+  }
+  if (residual.defined) {
+    check.same_dtype(residual, out);
+    check.same_device(residual, x);
+    check.same_shape(residual, out);
+    check.unit_last_stride(residual);
+    check.no_overlap(out, residual, true);
+    p.residual = residual.data;
+  }
+  p.x = x.data, p.x_dtype = x.dtype;
+  p.packed = packed.data, p.packed_dtype = packed.dtype;
+  p.out = out.data, p.out_dtype = out.dtype;
+  for (int i = 0; i < 2; ++i) {
+    p.x_strides[i] = x.strides[i];
+    p.out_strides[i] = out.strides[i];
+    if (residual.defined) p.residual_strides[i] = residual.strides[i];
+  }
+  if (out.numel() > 0) kernels.run(check, p, x);
+}
+
+}  // namespace pixleap

@@ -1,0 +1,1 @@
+#include "ops/linear_pack/kernel.inl"

@@ -1,0 +1,1 @@
+#include "ops/moments/kernel.inl"

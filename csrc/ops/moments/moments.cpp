@@ -1,0 +1,41 @@
+#include "ops/moments/moments.h"
+
+namespace pixleap {
+namespace {
+
+constexpr KernelTable<MomentsParams> kernels = PIXLEAP_KERNELS_CUDA(moments);
+
+// Every sample is one contiguous run; samples may lie apart.
+void check_samples(const Check& check, const View& v) {
+  View sample = v;
+  sample.shape[0] = v.numel() ? 1 : 0;
+  check.contiguous(sample);
+}
+
+}  // namespace
+
+void moments(const Out& out, const View& a, const View& b) {
+  const Check check("moments");
+  check.dtype(a, {DType::f32, DType::bf16, DType::f16});
+  check.value(a.ndim >= 1, "a", "at least 1 dimension", "a scalar");
+  check.same_dtype(b, a);
+  check.same_device(b, a);
+  check.same_shape(b, a);
+  check_samples(check, a);
+  check_samples(check, b);
+  check.dtype(out, {DType::f64});
+  check.same_device(out, a);
+  check.shape(out, {a.size(0), kMoments});
+  check.contiguous(out);
+  check.output(out);
+  check.no_overlap(out, a, false);
+  check.no_overlap(out, b, false);
+  if (a.size(0) == 0) return;
+  int64_t length = 1;
+  for (int i = 1; i < a.ndim; ++i) length *= a.shape[i];
+  const MomentsParams p{a.dtype, a.data,      b.data,      a.size(0),
+                        length,  a.stride(0), b.stride(0), out.as<double>()};
+  kernels.run(check, p, a);
+}
+
+}  // namespace pixleap

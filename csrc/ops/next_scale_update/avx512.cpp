@@ -1,0 +1,1 @@
+#include "ops/next_scale_update/kernel.inl"

@@ -1,0 +1,28 @@
+"""The native ops. Each takes torch tensors, NumPy arrays or any DLPack object, on the CPU or, where
+a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in NumPy float64."""
+
+from .attention import attention
+from .jacobi_update import jacobi_update
+from .kv_append import kv_append
+from .layer_norm import layer_norm
+from .lincomb import lincomb
+from .linear import linear
+from .linear_pack import linear_pack
+from .moments import moments
+from .next_scale_update import next_scale_update
+from .random_normal import random_normal
+from .sample_tokens import sample_tokens
+
+__all__ = [
+    "attention",
+    "jacobi_update",
+    "kv_append",
+    "layer_norm",
+    "lincomb",
+    "linear",
+    "linear_pack",
+    "moments",
+    "next_scale_update",
+    "random_normal",
+    "sample_tokens",
+]

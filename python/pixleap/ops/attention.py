@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .. import _native, masks
+from .._arrays import Array, empty, shape
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | masks.causal | masks.block_causal | masks.key_lengths | None = None,
+    scale: float | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+) -> Any:
+    """Scaled dot-product attention, softmax(scale * q k^T + mask) v, without the score matrix.
+
+    Args:
+        q: (B, H, L, D) float32, bfloat16 or float16; D from 1 to 256.
+        k, v: (B, Hkv, S, D) of q's dtype; Hkv divides H, and head h reads h // (H / Hkv). All three
+            may have any strides with a last one of 1.
+        mask: None, one of `pixleap.masks`, or an array that broadcasts to (B, H, L, S), float32 or
+            q's dtype, added to the scaled scores; -inf hides a key.
+        scale: default 1 / sqrt(D).
+        out: like q, to write; may be q itself. With return_lse a pair, the second (B, H, L) and
+            float32.
+        return_lse: also return the log-sum-exp of every query's masked scores.
+
+    Returns:
+        (B, H, L, D), or a pair with the (B, H, L) float32 log-sum-exp. A query that sees no key
+        gets zeros and -inf.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, strides or devices that do not fit; a causal mask
+            with fewer keys than queries.
+
+    Sums are in float32 with an online softmax (Milakov and Gimelshein 2018; Dao et al. 2022). Keys
+    and values that a mask from `pixleap.masks` hides are not read.
+    """
+    size = shape(q, "attention", "q", 4)
+    if return_lse:
+        outputs = out or (empty(q, size), empty(q, size[:3], "float32"))
+    else:
+        outputs = (empty(q, size) if out is None else out,)
+    added, visible = mask, None
+    causal = isinstance(mask, masks.causal)
+    if causal:
+        added = None
+    elif isinstance(mask, (masks.block_causal, masks.key_lengths)):
+        added, visible = None, masks.visible_keys(mask, size, shape(k, "attention", "k", 4))
+    if scale is None:
+        scale = 1.0 / math.sqrt(size[3] or 1)
+    _native.attention(outputs, q, k, v, added, visible, causal, scale)
+    return tuple(outputs) if return_lse else outputs[0]

@@ -1,0 +1,27 @@
+"""The ops in readable NumPy float64: what every native kernel is held to."""
+
+from .attention import attention
+from .jacobi_update import jacobi_update
+from .kv_append import kv_append
+from .layer_norm import layer_norm
+from .lincomb import lincomb
+from .linear import linear
+from .linear_pack import linear_pack
+from .moments import moments
+from .next_scale_update import next_scale_update
+from .random_normal import random_normal
+from .sample_tokens import sample_tokens
+
+__all__ = [
+    "attention",
+    "jacobi_update",
+    "kv_append",
+    "layer_norm",
+    "lincomb",
+    "linear",
+    "linear_pack",
+    "moments",
+    "next_scale_update",
+    "random_normal",
+    "sample_tokens",
+]

@@ -1,0 +1,143 @@
+"""Masks, special values and errors of attention beyond the generated tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pixleap as px
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(params=px.available_isas(), autouse=True)
+def isa(request: Any) -> Any:
+    before = px.isa()
+    px.set_isa(request.param)
+    yield
+    px.set_isa(before)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("length", [1, 3, 6, 41, 70])
+def test_hidden_keys_and_values_are_not_read(length: int) -> None:
+    """A cache behind its length is uninitialised memory: NaN there must not come through."""
+    q, k, v = normal(2, 1, length, 20), normal(2, 1, 110, 20), normal(2, 1, 110, 20)
+    seen = np.array([37, 105])
+    for b in range(2):
+        k[b, :, seen[b] :] = v[b, :, seen[b] :] = np.nan
+    mask = px.masks.key_lengths(seen)
+    out = px.ops.attention(q, k, v, mask=mask)
+    clean = px.reference.attention(q, np.nan_to_num(k), np.nan_to_num(v), mask=mask)
+    np.testing.assert_allclose(out, clean, atol=2e-6)
+    np.testing.assert_array_equal(
+        px.ops.attention(q, k, v, mask=px.masks.key_lengths(seen.tolist())), out
+    )
+    # The last value is for the last query alone.
+    v = np.nan_to_num(v)
+    v[:, :, -1] = np.nan
+    out = px.ops.attention(q, np.nan_to_num(k), v, mask=px.masks.causal())
+    assert np.isnan(out[:, :, -1]).all() and np.isfinite(out[:, :, :-1]).all()
+
+
+@pytest.mark.parametrize("length", [2, 20])
+def test_nan_reaches_its_rows_only(length: int) -> None:
+    q, k, v = normal(1, 1, length, 8), normal(1, 1, 200, 8), normal(1, 1, 200, 8)
+    q[0, 0, 1] = np.nan
+    out, lse = px.ops.attention(q, k, v, return_lse=True)
+    bad = np.arange(length) == 1
+    np.testing.assert_array_equal(np.isnan(out).all(-1)[0, 0], bad)
+    np.testing.assert_array_equal(np.isnan(out).any(-1)[0, 0], bad)
+    np.testing.assert_array_equal(np.isnan(lse)[0, 0], bad)
+    k[0, 0, 150] = np.nan
+    assert np.isnan(px.ops.attention(q, k, v)).all()
+
+
+@pytest.mark.parametrize("length", [2, 20])
+def test_large_scores_and_an_infinite_mask(length: int) -> None:
+    q, k, v = normal(1, 2, length, 8) * 1e4, normal(1, 2, 120, 8) * 1e4, normal(1, 2, 120, 8)
+    np.testing.assert_allclose(
+        px.ops.attention(q, k, v), px.reference.attention(q, k, v), atol=1e-5
+    )
+    mask = np.zeros((length, 120), np.float32)
+    mask[0] = mask[1, :119] = -np.inf
+    out, lse = px.ops.attention(q, k, v, mask=mask, return_lse=True)
+    assert (out[:, :, 0] == 0).all() and (lse[:, :, 0] == -np.inf).all()
+    np.testing.assert_allclose(out[:, :, 1], v[:, :, 119], rtol=1e-6)
+
+
+def test_mask_dtypes_and_strides() -> None:
+    q, k, v = (torch.from_numpy(normal(2, 3, 7, 16)).bfloat16() for _ in range(3))
+    mask = torch.from_numpy(normal(3, 7, 7))
+    want = px.reference.attention(*(x.double().numpy() for x in (q, k, v)), mask=mask.numpy())
+    for view in (
+        mask,
+        mask.expand(2, 3, 7, 7),
+        mask.transpose(1, 2).contiguous().transpose(1, 2),
+        mask[None].repeat_interleave(2, -1)[..., ::2],
+    ):
+        got = px.ops.attention(q, k, v, mask=view)
+        np.testing.assert_allclose(got.double().numpy(), want, atol=2e-2)
+        np.testing.assert_array_equal(
+            got.view(torch.int16), px.ops.attention(q, k, v, mask=mask).view(torch.int16)
+        )
+
+
+def test_a_sample_alone_gives_the_same_bits() -> None:
+    q, k, v = normal(5, 2, 70, 24), normal(5, 2, 101, 24), normal(5, 2, 101, 24)
+    together = px.ops.attention(q, k, v)
+    for b in range(5):
+        alone = px.ops.attention(*(x[b : b + 1] for x in (q, k, v)))
+        np.testing.assert_array_equal(alone, together[b : b + 1])
+
+
+def test_output_in_the_place_of_the_queries() -> None:
+    q, k, v = normal(2, 2, 130, 24), normal(2, 2, 30, 24), normal(2, 2, 30, 24)
+    want = px.ops.attention(q, k, v)
+    assert px.ops.attention(q, k, v, out=q) is q
+    np.testing.assert_array_equal(q, want)
+
+
+def test_compiled() -> None:
+    def f(x: torch.Tensor) -> Any:
+        a = px.ops.attention(x, x, x, mask=px.masks.causal())
+        b, lse = px.ops.attention(a, x, x, mask=px.masks.block_causal((1, 4)), return_lse=True)
+        c = px.ops.attention(b, x, x, mask=px.masks.key_lengths(x[:, 0, 0, 0].to(torch.int64)))
+        return c * lse[..., None]
+
+    x = torch.from_numpy(normal(2, 2, 5, 8)).abs() + 1
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), f(x))
+
+
+A = np.zeros((2, 4, 5, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": A[0]}, r"'q' expected 4 dimensions"),
+        ({"q": A[..., :0], "k": A[..., :0]}, r"'q' expected a head dimension of 1 to 256, got 0"),
+        ({"k": A[:, :3], "v": A[:, :3]}, r"'k' expected a number of heads that divides 4, got 3"),
+        ({"v": A[:, :, :3]}, r"'v' expected shape \(2, 4, 5, 8\) as 'k'"),
+        ({"k": A[:, :, :4], "v": A[:, :, :4], "mask": px.masks.causal()}, r"'k' expected at least"),
+        ({"mask": px.masks.block_causal([1, 3])}, r"'mask' expected blocks that sum to .*got 4"),
+        ({"mask": px.masks.key_lengths([1, 2, 3])}, r"'visible' expected a shape broadcastable"),
+        ({"mask": A[:, :, :4]}, r"'mask' expected a shape broadcastable to \(2, 4, 5, 5\)"),
+        ({"mask": A[:, :, :, :5].astype("f8")}, r"'mask' expected dtype float32"),
+        ({"mask": "causal"}, r"'mask' expected an array"),
+        ({"out": A}, r"'out' expected memory apart from 'k'"),
+        ({"out": A[:1].copy()}, r"'out' expected shape \(2, 4, 5, 8\), got"),
+    ],
+)
+def test_errors(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"q": A, "k": A, "v": A}
+    with pytest.raises((ValueError, TypeError), match="attention: argument " + message):
+        px.ops.attention(**{**arguments, **change})

@@ -1,0 +1,118 @@
+"""What the cases of `linear` and `layer_norm` do not show: strides, dtypes apart from x's, in-place
+use, and that the rows of a call do not change each other's bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import pixleap as px
+
+ISAS = px.available_isas()
+PACKED = ("float32", "bfloat16")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = px.isa()
+    px.set_isa(request.param)
+    yield request.param
+    px.set_isa(before)
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_rows_do_not_change_each_other(isa: str, packed: str) -> None:
+    x, weight = normal(1, 131, 300), normal(70, 300)
+    panels = px.ops.linear_pack(weight, dtype=packed)
+    whole = px.ops.linear(x, panels, 70, activation="gelu")
+    for first, last in ((0, 1), (1, 3), (17, 18), (30, 37), (60, 131)):
+        part = px.ops.linear(x[:, first:last], panels, 70, activation="gelu")
+        assert torch.equal(part, whole[:, first:last])
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_strides_and_dtypes_of_linear(isa: str, packed: str, out_dtype: torch.dtype) -> None:
+    x = normal(9, 3, 40)[..., :37].transpose(0, 1).bfloat16()
+    weight = normal(41, 45)[:, 3:40]
+    big = torch.full((3, 11, 60), 5.0, dtype=out_dtype)
+    out = big[:, 1:10, 7:48]
+    bias, gate = normal(41), normal(3, 50)[:, 2:43].bfloat16()
+    panels = px.ops.linear_pack(weight, dtype=packed)
+    expected = px.reference.linear(
+        x.double().numpy(),
+        panels.double().numpy(),
+        41,
+        bias=bias.double().numpy(),
+        gate=gate.double().numpy(),
+        residual=out.double().numpy(),
+    )
+    px.ops.linear(x, panels, 41, bias=bias, gate=gate, residual=out, out=out)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}[out_dtype]
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(out.double() / scale, expected / scale, rtol=0, atol=tolerance)
+    out.fill_(5.0)
+    assert (big == 5.0).all()
+
+
+def test_float32_weights_to_bfloat16(isa: str) -> None:
+    weight = normal(37, 19)
+    weight[0, :3] = torch.tensor([1.00390625, 1.01171875, -1.00390625])  # ties
+    packed = px.ops.linear_pack(weight, dtype="bfloat16")
+    assert packed.dtype == torch.bfloat16
+    expected = px.reference.linear_pack(weight.double().numpy(), dtype="bfloat16")
+    np.testing.assert_array_equal(packed.double(), expected)
+    given = torch.empty_like(packed)
+    assert px.ops.linear_pack(weight.numpy(), out=given) is given
+    assert torch.equal(given, packed)
+    assert px.ops.linear_pack(weight.bfloat16()).dtype == torch.bfloat16
+    assert px.ops.linear_pack(weight.half()).dtype == torch.float32
+
+
+def test_amx_rounds_x_no_worse_than_bfloat16(isa: str) -> None:
+    x, weight = normal(1, 20, 1000), normal(40, 1000)
+    panels = px.ops.linear_pack(weight, dtype="bfloat16")
+    expected = px.reference.linear(x.double().numpy(), panels.double().numpy(), 40)
+    actual = px.ops.linear(x, panels, 40).double().numpy()
+    tolerance = 2.0**-8 if isa == "amx" else 4e-6
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_messages_of_linear() -> None:
+    x, weight = normal(1, 2, 8), normal(20, 8)
+    packed = px.ops.linear_pack(weight)
+    with pytest.raises(ValueError, match="one of none, gelu, gelu_tanh, silu, got relu"):
+        px.ops.linear(x, packed, 20, activation="relu")
+    with pytest.raises(ValueError, match=r"'packed' expected shape \(3, 8, 16\), got \(2, 8, 16\)"):
+        px.ops.linear(x, packed, 33)
+    with pytest.raises(ValueError, match="'out_features' expected a number of features, got -1"):
+        px.ops.linear(x, packed, -1)
+    with pytest.raises(ValueError, match="'dtype' expected float32 or bfloat16, got int8"):
+        px.ops.linear_pack(weight, dtype="int8")
+    with pytest.raises(TypeError, match="bfloat16"):
+        px.ops.linear_pack(weight.numpy(), dtype="bfloat16")
+    with pytest.raises(ValueError, match="'out' expected memory apart from 'residual'"):
+        buffer = normal(1, 3, 20)
+        px.ops.linear(x, packed, 20, residual=buffer[:, :2], out=buffer[:, 1:])
+
+
+def test_layer_norm_in_place_and_other_dtypes(isa: str) -> None:
+    x, scale, shift = normal(3, 5, 70), normal(3, 70), normal(3, 70)
+    expected = px.reference.layer_norm(
+        x.double().numpy(), scale=scale.double().numpy(), shift=shift.double().numpy()
+    )
+    half = px.ops.layer_norm(
+        x, scale=scale, shift=shift, out=torch.empty(3, 5, 70, dtype=torch.bfloat16)
+    )
+    np.testing.assert_allclose(half.double(), expected, rtol=0, atol=4e-3 * np.abs(expected).max())
+    assert px.ops.layer_norm(x, scale=scale, shift=shift, out=x) is x
+    np.testing.assert_allclose(x.double(), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    mixed = px.ops.layer_norm(x.bfloat16(), scale=scale, shift=shift.bfloat16())
+    assert mixed.dtype == torch.bfloat16

@@ -1,0 +1,43 @@
+"""Native names == pixleap.ops == pixleap.reference == tests/cases: an op is whole or absent."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import pixleap as px
+from pixleap import _native
+
+from harness import cases_of, ops_with_cases
+
+OPS = sorted(_native.signatures)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_names_agree() -> None:
+    assert sorted(px.ops.__all__) == OPS
+    assert sorted(px.reference.__all__) == OPS
+    assert ops_with_cases() == OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_signatures_agree(op: str) -> None:
+    native = inspect.signature(getattr(px.ops, op)).parameters
+    reference = inspect.signature(getattr(px.reference, op)).parameters
+    assert [n for n in native if n != "out"] == [n for n in reference if n != "out"]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_is_documented_and_cased(op: str) -> None:
+    doc = getattr(px.ops, op).__doc__ or ""
+    for part in ("Args:", "Returns:", "Raises:"):
+        assert part in doc, f"{op} lacks '{part}'"
+    assert (ROOT / "csrc" / "ops" / op / "README.md").is_file()
+    assert len(cases_of(op)) >= 4
+    assert any(case.peer for case in cases_of(op)), f"{op} has no case that is timed"
+
+
+def test_every_folder_is_registered() -> None:
+    assert sorted(p.name for p in (ROOT / "csrc" / "ops").iterdir() if p.is_dir()) == OPS
