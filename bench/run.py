@@ -63,7 +63,7 @@ def seconds(f: Callable[[], Any], repeats: int) -> float:
 
 
 def stretch(f: Callable[[], Any], repeats: int) -> float:
-    """Seconds per call after a pause and an untimed call: threads of the library that ran before may
+    """Seconds per call after a pause and an untimed call: threads of the library before may still
     spin for milliseconds on cores that this one needs."""
     time.sleep(0.01)
     f()
