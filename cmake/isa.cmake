@@ -20,6 +20,11 @@ if(PIXLEAP_EMULATE_ISA)
   set(PIXLEAP_FLAGS_amx ${PIXLEAP_FLAGS_avx512})
 endif()
 
+set(PIXLEAP_OPTIMISE -O3)
+if(PIXLEAP_SANITIZE)
+  set(PIXLEAP_OPTIMISE -O1) # instrumented kernels take minutes each to compile at -O3
+endif()
+
 function(pixleap_isa_flags target)
   foreach(source ${PIXLEAP_OP_SOURCES})
     get_filename_component(isa ${source} NAME_WE)
@@ -28,7 +33,7 @@ function(pixleap_isa_flags target)
       # One rounding per operation unless fma() is written: tails equal bodies bit for bit.
       set_source_files_properties(
         ${source} PROPERTIES
-        COMPILE_OPTIONS "${PIXLEAP_FLAGS_${isa}};-O3;-ffp-contract=off;-fno-math-errno;-fno-trapping-math;-Wno-psabi;-Wno-maybe-uninitialized"
+        COMPILE_OPTIONS "${PIXLEAP_FLAGS_${isa}};${PIXLEAP_OPTIMISE};-ffp-contract=off;-fno-math-errno;-fno-trapping-math;-Wno-psabi;-Wno-maybe-uninitialized"
         COMPILE_DEFINITIONS "PIXLEAP_ISA_NAME=${isa};PIXLEAP_VECTOR_WIDTH=${PIXLEAP_WIDTH_${isa}}")
     endif()
   endforeach()

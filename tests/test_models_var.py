@@ -298,7 +298,7 @@ def test_filters_keep_what_they_should() -> None:
     probability = torch.tensor([0.1, 0.4, 0.3, 0.2])
     kept = filter_top_k_top_p_(probability.log(), 0, 0.65).isfinite().tolist()
     assert kept == [False, True, True, False]
-    kept = filter_top_k_top_p_(probability.log(), 0, 1e-6).isfinite().tolist()
+    kept = filter_top_k_top_p_(probability.log(), 0, 1e-30).isfinite().tolist()
     assert kept == [False, True, False, False]  # the largest always stays
     assert filter_top_k_top_p_(probability.log(), 0, 0.0).isfinite().all()
 
@@ -367,6 +367,10 @@ def test_own_files_round_trip(tmp_path: Path) -> None:
     a = model.autoregressive_infer_cfg(2, 1, draw=lambda logits, _: logits.argmax(-1))
     b = loaded.autoregressive_infer_cfg(2, 1, draw=lambda logits, _: logits.argmax(-1))
     torch.testing.assert_close(a, b, rtol=0, atol=0.02)  # weights are stored in fp16
+    with pytest.raises(ValueError, match=r"no 'class_emb.weight' in this file"):
+        load_var(tmp_path / "vae.npz")
+    with pytest.raises(ValueError, match=r"no 'quantize.embedding.weight' in this file"):
+        load_vqvae(tmp_path / "var.npz")
 
 
 # ---- the embedded digit models
@@ -388,7 +392,7 @@ def test_embedded_models_fit_the_data_and_the_package() -> None:
         torch.nn.functional.cross_entropy(m(labels, inputs).transpose(1, 2), target).item()
         for m in (model, draft)
     )
-    assert loss < 3.0 and loss < draft_loss < 3.4
+    assert loss < 2.6 and loss < draft_loss < 2.9
     assert draft.patch_nums == model.patch_nums and draft.V == model.V
     assert sum(p.numel() for p in draft.parameters()) < 0.2 * sum(
         p.numel() for p in model.parameters()
@@ -403,4 +407,4 @@ def test_embedded_samples_are_the_digits_asked_for() -> None:
     labels = torch.arange(10).repeat(10)
     images = load_var().autoregressive_infer_cfg(100, labels, g_seed=0, cfg=1.5)
     logits = load_classifier()(images * 2 - 1)
-    assert (logits.argmax(1) == labels).float().mean() >= 0.9
+    assert (logits.argmax(1) == labels).float().mean() >= 0.95

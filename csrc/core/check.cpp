@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
 
 namespace pixleap {
 namespace {
@@ -122,9 +123,24 @@ void Check::unit_last_stride(const View& v) const {
 
 void Check::output(const View& v) const {
   if (v.read_only) fail_value(v.name, "a writable array", "a read-only one");
-  for (int i = 0; i < v.ndim; ++i)
-    if (v.shape[i] > 1 && v.strides[i] == 0 && v.numel() > 0)
-      fail_value(v.name, "an output without repeated memory", "an expanded view");
+  if (v.numel() == 0) return;
+  // In the order of their strides, each axis must step beyond what the smaller ones span.
+  int order[kMaxDims];
+  int axes = 0;
+  const auto step = [&](int axis) { return std::abs(v.strides[axis]); };
+  for (int i = 0; i < v.ndim; ++i) {
+    if (v.shape[i] == 1) continue;
+    int at = axes++;
+    for (; at > 0 && step(order[at - 1]) > step(i); --at) order[at] = order[at - 1];
+    order[at] = i;
+  }
+  int64_t span = 1;
+  for (int i = 0; i < axes; ++i) {
+    const int64_t stride = step(order[i]);
+    if (stride < span)
+      fail_value(v.name, "an output without repeated memory", "a view that overlaps itself");
+    span = stride * (v.shape[order[i]] - 1) + span;
+  }
 }
 
 void Check::no_overlap(const View& out, const View& in, bool identical_ok) const {

@@ -109,7 +109,8 @@ def main() -> None:
                         seconds=time.perf_counter() - start)  # fmt: skip
     log.draw(["train_mse", "held_out_mse"], "mean squared error, images in [-1, 1]")
     save_checkpoint(WEIGHTS / f"{args.name}.npz", ema.model.config, ema.model.state_dict())
-    pairs = torch.cat([held_out[:40], ema.model.img_to_reconstructed_img(held_out[:40])[0]])
+    some = held_out[::12][:40]  # sorted by class: 4 of each
+    pairs = torch.cat([some, ema.model.img_to_reconstructed_img(some)[0]])
     order = torch.arange(80).view(2, 4, 10).transpose(0, 1).flatten()
     save_grid((pairs[order] + 1) / 2, LOGS / f"{args.name}_reconstructions.png", columns=10)
 

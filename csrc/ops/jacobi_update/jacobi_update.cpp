@@ -44,6 +44,8 @@ void jacobi_update(const Out& x, const Out& change, const View& z, const View& a
   for (const View* v : arrays)
     if (v != &x) check.no_overlap(x, *v, true);
   check.no_overlap(x, change, false);
+  check.no_overlap(x, guidance, false);
+  check.no_overlap(change, guidance, false);
   for (const View* v : arrays)
     if (v != &x) check.no_overlap(change, *v, false);
   if (z.size(0) == 0 || z.size(1) == 0) return;

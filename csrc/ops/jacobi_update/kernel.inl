@@ -19,7 +19,8 @@ float update_token(const JacobiUpdateParams& p, int64_t batch, int64_t w) {
   const T *ua = token<T>(p.uncond_a, batch, w), *ub = token<T>(p.uncond_b, batch, w);
   const vf g = splat(p.guidance ? p.guidance[w * p.guidance_stride] : 0.f);
   vf most = vf{};
-  vi bad = vi{};
+  vi bad = vi{}, lane;
+  for (int i = 0; i < VW; ++i) lane[i] = i;
   for_each_vector(p.channels, [&](int64_t c, int64_t n) {
     vf log_scale = load_upto(a + c, n), shift = load_upto(b + c, n);
     if (ua) log_scale = fma(g, log_scale - load_upto(ua + c, n), log_scale);
@@ -31,10 +32,10 @@ float update_token(const JacobiUpdateParams& p, int64_t batch, int64_t w) {
     store(rounded, value);
     const vf now = load(rounded);
     store_upto(x + c, now, n);
-    // Lanes beyond the end hold 0 * exp(0) + 0 against 0: finite, and no change.
     const vf inf = splat(__builtin_inff());
-    bad |= ~(vabs(now) < inf) | ~(vabs(old) < inf);
-    most = vmax(most, vabs(now - old));
+    const vi inside = lane < splat_int(static_cast<int32_t>(n));
+    bad |= inside & (~(vabs(now) < inf) | ~(vabs(old) < inf));
+    most = vmax(most, select(inside, vabs(now - old), vf{}));
   });
   int32_t any[VW];
   std::memcpy(any, &bad, sizeof any);

@@ -24,11 +24,11 @@ from ..reference.philox import uniform_open, words
 from . import pictures
 
 LABELS = torch.arange(100) // 10
-VAR_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 0, "top_p": 0.95}
+VAR_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 64}
 FLOW_OPTIONS: dict[str, Any] = {"guidance": 1.0}
 FLOW_TEMPERATURE = 0.8  # of the noise
 FLOW_TOLERANCE = 1e-3
-REPEATS = 3
+REPEATS = 5
 
 
 @dataclass

@@ -60,14 +60,17 @@ class Frontier:
             return self.window
         return max(1, round(1.5 * self.overhead / rows))
 
-    def next_window(self, window: int, advanced: int, spent: float, sequential: float) -> int:
-        """Twice the window when all of it converged; one token while the block has cost 2.5 times
-        what the sequential loop would have for the tokens done (both in rows)."""
+    def next_window(
+        self, window: int, advanced: int, rows: int, spent: float, sequential: float
+    ) -> int:
+        """Twice the window when all of it converged and a sweep is not yet all rows; one token
+        while the block has cost 2.5 times what the sequential loop would have so far."""
         if isinstance(self.window, int):
             return self.window
         if spent > 2.5 * sequential:
             return 1
-        return 2 * window if advanced >= window else window
+        wider = advanced >= window and rows * window < 2 * self.overhead
+        return 2 * window if wider else window
 
 
 def Sequential() -> Frontier:
@@ -262,7 +265,7 @@ class FlowDecoder:
             frontier += advanced
             spent += solver.overhead + rows * w
             sequential = (solver.overhead + rows) * frontier
-            window = solver.next_window(window, advanced, spent, sequential)
+            window = solver.next_window(window, advanced, rows, spent, sequential)
             if report is not None:
                 report(frontier)
         result.sweeps.append(sweeps)
