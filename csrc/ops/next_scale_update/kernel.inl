@@ -15,7 +15,7 @@
 namespace pixleap {
 namespace {
 
-constexpr int64_t kTaskMultiplies = 1 << 20;
+constexpr int64_t kTaskMultiplies = 1 << 19;
 // Scratch of one task.
 struct Scratch {
   char* memory;
