@@ -1,6 +1,6 @@
 """A corpus generated from the cases: every array argument of every op in turn is replaced by
 something wrong. Each call must give its result or an error that names the op, and never crash;
-PIXLEAP_CI_SANITIZE=1 runs it under AddressSanitizer and UndefinedBehaviorSanitizer."""
+.ci/run runs it under AddressSanitizer and UndefinedBehaviorSanitizer as well."""
 
 from __future__ import annotations
 
