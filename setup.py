@@ -28,8 +28,9 @@ class CMakeBuild(build_ext):
         )
         subprocess.run(["cmake", "--build", str(build_dir), "--target", "_native"], check=True)
         package_dir.mkdir(parents=True, exist_ok=True)
-        [library] = build_dir.glob("_native*.so")
-        self.copy_file(str(library), str(package_dir / library.name))
+        [native] = build_dir.glob("_native*.so")
+        for library in (native, *build_dir.glob("libscipy_openblas.*")):
+            self.copy_file(str(library), str(package_dir / library.name))
 
 
 setup(

@@ -1,10 +1,11 @@
 """Times every case that has a peer, ours and the peer's interleaved in one run.
 
-    python bench/run.py [op ...] [--threads 1 2] [--dtype float32] [--isa avx2] [--save]
+    python bench/run.py [op | suite ...] [--threads 1 2] [--dtype float32] [--isa avx2] [--save]
 
 The table gives medians, their ratio, and which share of the measured limit (copy bandwidth, GEMM
 rate) our time is. What is timed is compared with the reference first. `--save` writes
-bench/results/<op>.md with the command and the machine above the table.
+bench/results/<op>.md with the command and the machine above the table. Suites (bench/suites/)
+compare whole tasks with the libraries that people use for them; they run only where named.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import argparse
 import contextlib
 import datetime
 import fcntl
+import importlib
 import platform
 import shlex
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
+
+from timing import ROUNDS, interleaved, limits, seconds  # noqa: E402
 
 import pixleap as px  # noqa: E402
 from pixleap import _native  # noqa: E402
@@ -43,9 +46,6 @@ from harness import (  # noqa: E402
     to_torch,
 )
 
-ROUNDS = 15
-MIN_SECONDS = 2e-3  # per timed stretch
-
 
 @contextlib.contextmanager
 def timing_lock() -> Iterator[None]:
@@ -55,50 +55,12 @@ def timing_lock() -> Iterator[None]:
         yield
 
 
-def seconds(f: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        f()
-    return (time.perf_counter() - start) / repeats
-
-
-def stretch(f: Callable[[], Any], repeats: int) -> float:
-    """Seconds per call after a pause and an untimed call: threads of the library before may still
-    spin for milliseconds on cores that this one needs."""
-    time.sleep(0.01)
-    f()
-    return seconds(f, repeats)
-
-
-def calibrate(f: Callable[[], Any]) -> int:
-    f()
-    return max(1, min(100_000, int(MIN_SECONDS / max(seconds(f, 3), 1e-7))))
-
-
-def interleaved(*functions: Callable[[], Any]) -> list[list[float]]:
-    """Seconds per call of each function, one entry per round."""
-    repeats = [calibrate(f) for f in functions]
-    rounds = [
-        [stretch(f, n) for f, n in zip(functions, repeats, strict=True)] for _ in range(ROUNDS)
-    ]
-    return [list(column) for column in zip(*rounds, strict=True)]
-
-
 def cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-def limits() -> tuple[float, float]:
-    """Copy bandwidth in bytes/s (read plus write) and float32 GEMM rate in flop/s, measured now."""
-    a, b = torch.empty(1 << 24), torch.ones(1 << 24)
-    copy = statistics.median(seconds(lambda: a.copy_(b), 1) for _ in range(9))
-    m = torch.randn(1024, 1024)
-    gemm = statistics.median(seconds(lambda: m @ m, 2) for _ in range(7))
-    return 2 * 4 * a.numel() / copy, 2 * 1024**3 / gemm
 
 
 def time_case(op: str, case: Case, dtype: str) -> dict[str, Any]:
@@ -150,11 +112,13 @@ def op_table(op: str, threads: int, dtype: str, bandwidth: float, rate: float) -
         "|---|---|---|---|---|---|---|",
     ]
     for case in cases_of(op):
-        if case.peer is None or dtype not in case.dtypes:
+        own = (
+            case.dtypes[0] if len(case.dtypes) == 1 else dtype
+        )  # an op of one dtype is timed in it
+        if case.peer is None or own not in case.dtypes:
             continue
-        t = time_case(op, case, dtype)
-        itemsize = 4 if dtype == "float32" else 2
-        moved = case.bytes * itemsize / 4
+        t = time_case(op, case, own)
+        moved = case.bytes * getattr(torch, own).itemsize / 4
         floor = max(moved / bandwidth, case.flops / rate)
         rows.append(
             f"| {case.name} | {t['ours'] * 1e6:.1f} us | {t['peer'] * 1e6:.1f} us "
@@ -167,20 +131,24 @@ def op_table(op: str, threads: int, dtype: str, bandwidth: float, rate: float) -
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pixleap bench", description=__doc__.split("\n")[0])
-    parser.add_argument("ops", nargs="*", help="names of ops, or 'overhead'; default all")
+    parser.add_argument(
+        "ops", nargs="*", help="names of ops or suites, or 'overhead'; default all ops"
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--isa", choices=px.available_isas())
     parser.add_argument("--save", action="store_true", help="write bench/results/<op>.md")
     options = parser.parse_args(argv)
-    known = ["overhead", *ops_with_cases()]
+    every = ["overhead", *ops_with_cases()]
+    suites = sorted(p.stem for p in (ROOT / "bench" / "suites").glob("[a-z]*.py"))
+    known = [*every, *suites]
     for op in options.ops:
         if op not in known:
             parser.error(f"unknown op {op!r}; known: {', '.join(known)}")
     if options.isa:
         px.set_isa(options.isa)
     command = "python bench/run.py " + shlex.join(sys.argv[1:] if argv is None else argv)
-    for op in options.ops or known:
+    for op in options.ops or every:
         lines = []
         with timing_lock():
             for threads in options.threads:
@@ -188,6 +156,9 @@ def main(argv: list[str] | None = None) -> None:
                 torch.set_num_threads(threads)
                 if op == "overhead":
                     lines += overhead_table(threads) if threads == options.threads[0] else []
+                    continue
+                if op in suites:
+                    lines += importlib.import_module(f"suites.{op}").table(threads)
                     continue
                 bandwidth, rate = limits()
                 lines.append(

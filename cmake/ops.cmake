@@ -1,6 +1,6 @@
 # The ops are the lines of csrc/ops.def; their sources are what lies in csrc/ops/<op>/.
 
-file(GLOB PIXLEAP_CORE_SOURCES CONFIGURE_DEPENDS csrc/core/*.cpp)
+file(GLOB PIXLEAP_CORE_SOURCES CONFIGURE_DEPENDS csrc/core/*.cpp csrc/lapack/*.cpp)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/ops.def)
 file(STRINGS csrc/ops.def lines REGEX "^PIXLEAP_OP")
 set(PIXLEAP_GENERATED_DIR ${CMAKE_CURRENT_BINARY_DIR}/generated)

@@ -112,6 +112,19 @@ void Check::same_shape(const View& v, const View& like) const {
     fail_value(v.name, "shape " + shape_string(like) + " as '" + like.name + "'", shape_string(v));
 }
 
+void Check::batch_output(const View& out, const View& like, int dropped) const {
+  View expected = like;
+  expected.ndim = std::max(0, like.ndim - dropped);
+  bool ok = out.ndim == expected.ndim;
+  for (int i = 0; ok && i < out.ndim; ++i) ok = out.shape[i] == expected.shape[i];
+  if (!ok) fail_value(out.name, "shape " + shape_string(expected), shape_string(out));
+  dtype(out, {DType::f64});
+  same_device(out, like);
+  contiguous(out);
+  output(out);
+  no_overlap(out, like, false);
+}
+
 void Check::contiguous(const View& v) const {
   if (!v.is_contiguous()) fail_value(v.name, "a contiguous array", "a strided view");
 }

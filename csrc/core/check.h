@@ -33,6 +33,8 @@ class Check {
   // -1 in `expected` accepts any extent.
   void shape(const View& v, std::initializer_list<int64_t> expected) const;
   void same_shape(const View& v, const View& like) const;
+  // float64, contiguous, with the shape of `like` but for its last `dropped` dimensions.
+  void batch_output(const View& out, const View& like, int dropped) const;
   void contiguous(const View& v) const;
   void unit_last_stride(const View& v) const;
   // Writable and no two elements at one address (an expanded view would be a data race).

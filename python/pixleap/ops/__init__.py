@@ -8,10 +8,13 @@ from .layer_norm import layer_norm
 from .lincomb import lincomb
 from .linear import linear
 from .linear_pack import linear_pack
+from .matrix_sqrt import matrix_sqrt
 from .moments import moments
 from .next_scale_update import next_scale_update
+from .nuclear_norm import nuclear_norm
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
+from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
     "attention",
@@ -21,8 +24,11 @@ __all__ = [
     "lincomb",
     "linear",
     "linear_pack",
+    "matrix_sqrt",
     "moments",
     "next_scale_update",
+    "nuclear_norm",
     "random_normal",
     "sample_tokens",
+    "trace_sqrt_product",
 ]

@@ -1,0 +1,107 @@
+"""The Frechet distance against the ways that people compute it today.
+
+Peers: `scipy.linalg.sqrtm` of the product (pytorch-fid, clean-fid), the general eigenvalues of the
+product (torchmetrics), Cholesky factor and symmetric eigenvalues in torch (the best it offers). The
+slow ones are timed once, the others in interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import linalg
+from timing import interleaved
+
+import pixleap as px
+
+D = 2048
+Trace = Callable[[], float]
+
+
+def features(n: int, seed: int) -> np.ndarray:
+    """Rectified, correlated features with a spectrum over three decades, as a network's."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(0).standard_normal((256, D)) * np.logspace(0, -1.5, 256)[:, None]
+    x = rng.standard_normal((n, 256)) @ mixing / 4 + 0.3 * rng.standard_normal((n, D))
+    return np.maximum(x, 0).astype(np.float32)
+
+
+def by_sqrtm(c1: np.ndarray, c2: np.ndarray) -> float:
+    return float(np.trace(np.real(linalg.sqrtm(c1 @ c2))))
+
+
+def by_eigenvalues(c1: np.ndarray, c2: np.ndarray) -> float:
+    values = torch.linalg.eigvals(torch.from_numpy(c1) @ torch.from_numpy(c2))
+    return float(values.sqrt().real.sum())
+
+
+def by_cholesky(c1: np.ndarray, c2: np.ndarray) -> float:
+    factor = torch.linalg.cholesky(torch.from_numpy(c1))
+    values = torch.linalg.eigvalsh(factor.mT @ torch.from_numpy(c2) @ factor)
+    return float(values.clamp(min=0).sqrt().sum())
+
+
+def once(f: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    value = f()
+    return time.perf_counter() - start, value
+
+
+def compare(name: str, ours: Trace, slow: dict[str, Trace], fast: dict[str, Trace]) -> list[str]:
+    """One row per peer: our median time and the peer's, their ratio, the values' difference."""
+    exact = ours()
+    rounds = interleaved(ours, *fast.values(), rounds=7)
+    mine = statistics.median(rounds[0])
+    rows = []
+    for (peer, f), times in zip(fast.items(), rounds[1:], strict=True):
+        ratio = statistics.median(t / o for o, t in zip(rounds[0], times, strict=True))
+        rows.append((peer, statistics.median(times), ratio, f()))
+    for peer, f in slow.items():
+        theirs, value = once(f)
+        rows.append((peer, theirs, theirs / mine, value))
+    lines = [
+        f"| {name} | {mine * 1e3:.1f} ms | {peer} | {theirs * 1e3:.1f} ms | {ratio:.1f}x "
+        f"| {abs(value - exact) / exact:.0e} |"
+        for peer, theirs, ratio, value in rows
+    ]
+    print("\n".join(lines), flush=True)
+    return lines
+
+
+def table(threads: int) -> list[str]:
+    lines = [
+        f"### metrics, float64, {threads} thread{'s' if threads > 1 else ''}",
+        "",
+        "| case | pixleap | peer | time | ratio | relative difference |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    def trace(c1: np.ndarray, c2: np.ndarray) -> Trace:
+        return lambda: float(px.ops.trace_sqrt_product(c1, c2))
+
+    def peers(c1: np.ndarray, c2: np.ndarray) -> tuple[dict[str, Trace], dict[str, Trace]]:
+        slow = {
+            "scipy sqrtm": lambda: by_sqrtm(c1, c2),
+            "torch eigvals (torchmetrics)": lambda: by_eigenvalues(c1, c2),
+        }
+        return slow, {"torch cholesky + eigvalsh": lambda: by_cholesky(c1, c2)}
+
+    full = np.cov(features(10_000, 1).T), np.cov(features(10_000, 2).T)
+    lines += compare(f"d={D}, full rank", trace(*full), *peers(*full))
+    x, y = features(500, 3), features(500, 4)
+    low = np.cov(x.T), np.cov(y.T)
+    slow, _ = peers(*low)
+    lines += compare(f"rank 499 of {D}, statistics", trace(*low), slow, {})
+
+    rest = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + np.trace(low[0]) + np.trace(low[1])
+
+    def from_features() -> float:
+        return float(rest - px.metrics.frechet_distance_from_features(x, y)) / 2
+
+    lines += compare(f"rank 499 of {D}, features", from_features, slow, {})
+    return [*lines, ""]
