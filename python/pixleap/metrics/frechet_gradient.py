@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .frechet_features import SAFE_PIVOT, centred_factor, check_features, covariance
+from .frechet_features import SAFE_PIVOT, check_features, factor
 
 # Below this ratio of singular values their squares have lost too much to rounding.
 _GRAM_RATIO = 1e-4
@@ -27,53 +27,65 @@ def polar_factor(m: np.ndarray) -> np.ndarray:
     return u[:, kept] @ vt[kept]
 
 
-def _solve(root: np.ndarray, b: np.ndarray) -> np.ndarray:
-    pivots = np.abs(np.diagonal(root))
-    if pivots.min() > SAFE_PIVOT * pivots.max():
-        return np.linalg.solve(root, b)
-    return np.linalg.pinv(root) @ b
+class _Rows:
+    """Centred rows a and a factor S of their covariance, and the way back from a gradient with
+    respect to S."""
 
+    def __init__(self, x: np.ndarray, mu: np.ndarray) -> None:
+        self.n, d = x.shape
+        self.few = self.n <= d
+        self.root = factor(x, mu)
+        self.centred = x - mu
 
-def _transport(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """tr (C1 C2)^(1/2) of centred rows, and its gradients with respect to a and b."""
-    n1, n2, d = len(a), len(b), a.shape[1]
-    s1, s2 = (v / np.sqrt(len(v) - 1) if len(v) <= d else centred_factor(v) for v in (a, b))
-    w = polar_factor(s1 @ s2.T)
-    to_second, to_first = w @ s2, w.T @ s1  # gradients with respect to s1 and s2
-    trace = float(np.vdot(to_second, s1))
-
-    def pull_back(rows: np.ndarray, root: np.ndarray, gradient: np.ndarray, n: int) -> np.ndarray:
-        if n <= d:
-            return gradient / np.sqrt(n - 1)
-        # rows = sqrt(n - 1) Q root with orthonormal Q, and the same Q leads back.
-        return rows @ _solve(root, gradient) / (n - 1)
-
-    return trace, pull_back(a, s1, to_second, n1), pull_back(b, s2, to_first, n2)
+    def pull_back(self, gradient: np.ndarray) -> np.ndarray:
+        if self.few:  # the reflection of `factor`
+            root_n = np.sqrt(self.n)
+            first = gradient.sum(axis=0, keepdims=True) / root_n
+            rows = np.concatenate([first, gradient - first / (root_n - 1.0)])
+            return rows / np.sqrt(self.n - 1)
+        # a = sqrt(n - 1) Q S with orthonormal Q, and the same Q leads back.
+        pivots = np.abs(np.diagonal(self.root))
+        if pivots.min() > SAFE_PIVOT * pivots.max():
+            transport = np.linalg.solve(self.root, gradient)
+        else:
+            transport = np.linalg.pinv(self.root) @ gradient
+        return self.centred @ transport / (self.n - 1)
 
 
 class _Distance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (first, mu1), (second, mu2) = check_features(x, y)
-        a, b = first - mu1, second - mu2
-        trace, da, db = _transport(a, b)
-        value = np.sum((mu1 - mu2) ** 2) + np.trace(covariance(a)) + np.trace(covariance(b))
-        gradients = []
-        for rows, transported, mu, other in ((a, da, mu1, mu2), (b, db, mu2, mu1)):
-            n = len(rows)
-            g = 2.0 * (rows / (n - 1) - transported)
-            g += 2.0 * (mu - other) / n - g.mean(axis=0)  # rows were centred
+        a, b = _Rows(first, mu1), _Rows(second, mu2)
+        w = polar_factor(a.root @ b.root.T)
+        to_a = w @ b.root  # gradient of the trace of the square root with respect to a.root
+        value = np.sum((mu1 - mu2) ** 2) - 2.0 * np.vdot(to_a, a.root)
+        value += np.vdot(a.root, a.root) + np.vdot(b.root, b.root)
+        gradients: list[torch.Tensor] = []
+        for needed, rows, shift, moved in (
+            (ctx.needs_input_grad[0], a, mu1 - mu2, lambda: to_a),
+            (ctx.needs_input_grad[1], b, mu2 - mu1, lambda: w.T @ a.root),
+        ):
+            g = np.empty((0, 0))
+            if needed:
+                g = rows.pull_back(moved())
+                g = 2.0 * (rows.centred / (rows.n - 1) - g)
+                g += 2.0 * shift / rows.n - g.mean(axis=0)
             gradients.append(torch.from_numpy(g))
         ctx.save_for_backward(*gradients)
         ctx.types = x.dtype, x.device, y.dtype, y.device
-        return torch.tensor(value - 2.0 * trace, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64)
 
     @staticmethod
-    def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dx, dy = ctx.saved_tensors
         x_dtype, x_device, y_dtype, y_device = ctx.types
         scale = grad[0].cpu()
-        return (scale * dx).to(x_device, x_dtype), (scale * dy).to(y_device, y_dtype)
+        need_x, need_y = ctx.needs_input_grad
+        return (
+            (scale * dx).to(x_device, x_dtype) if need_x else None,
+            (scale * dy).to(y_device, y_dtype) if need_y else None,
+        )
 
 
 def differentiable_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
