@@ -106,6 +106,26 @@ def gradient_rows(n: int, d: int = 1024) -> list[str]:
     return lines
 
 
+def update_rows(n: int) -> list[str]:
+    """One update of streaming moments; the value that is compared is a Frechet distance."""
+    x = torch.from_numpy(features(n, 7))
+    moments = px.metrics.FeatureMoments(D)
+    moments.update(features(D + 1, 8))
+    totals = [torch.zeros(D, dtype=torch.float64), torch.zeros(D, D, dtype=torch.float64)]
+
+    def ours() -> float:
+        moments.update(x)
+        return 1.0
+
+    def peer() -> float:  # torchmetrics' FrechetInceptionDistance.update
+        y = x.double()
+        totals[0] += y.sum(dim=0)
+        totals[1] += y.T @ y
+        return 1.0
+
+    return compare(f"update, {n} x {D} float32", ours, {}, {"torchmetrics' update": peer})
+
+
 def table(threads: int) -> list[str]:
     lines = [
         f"### metrics, float64, {threads} thread{'s' if threads > 1 else ''}",
@@ -139,4 +159,6 @@ def table(threads: int) -> list[str]:
     lines += compare(f"rank 499 of {D}, features", from_features, slow, {})
     for n in (3000, 500):
         lines += gradient_rows(n)
+    for n in (256, 2048):
+        lines += update_rows(n)
     return [*lines, ""]

@@ -2,6 +2,8 @@
 a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in NumPy float64."""
 
 from .attention import attention
+from .feature_covariance import feature_covariance
+from .feature_moments import feature_moments
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
 from .layer_norm import layer_norm
@@ -18,6 +20,8 @@ from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
     "attention",
+    "feature_covariance",
+    "feature_moments",
     "jacobi_update",
     "kv_append",
     "layer_norm",

@@ -1,6 +1,8 @@
 """The ops in readable NumPy float64: what every native kernel is held to."""
 
 from .attention import attention
+from .feature_covariance import feature_covariance
+from .feature_moments import feature_moments
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
 from .layer_norm import layer_norm
@@ -17,6 +19,8 @@ from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
     "attention",
+    "feature_covariance",
+    "feature_moments",
     "jacobi_update",
     "kv_append",
     "layer_norm",

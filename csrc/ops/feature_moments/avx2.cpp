@@ -1,0 +1,1 @@
+#include "ops/feature_moments/kernel.inl"

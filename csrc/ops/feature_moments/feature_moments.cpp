@@ -1,0 +1,58 @@
+#include "ops/feature_moments/feature_moments.h"
+
+#include <memory>
+
+namespace pixleap {
+namespace {
+
+constexpr KernelTable<FeatureMomentsParams> kernels = PIXLEAP_KERNELS(feature_moments);
+
+template <class T>
+std::unique_ptr<T[]> scratch(int64_t n) {
+  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(n));
+}
+
+void check_state(const Check& check, const View& v, int64_t length) {
+  check.dtype(v, {DType::i64});
+  check.shape(v, {length, 2});
+  check.contiguous(v);
+  check.output(v);
+}
+
+}  // namespace
+
+void feature_moments(const Out& second, const Out& first, const View& features) {
+  const Check check("feature_moments");
+  check.on_cpu(features);
+  check.dtype(features, {DType::f32, DType::bf16, DType::f16, DType::f64});
+  check.ndim(features, 2);
+  check.unit_last_stride(features);
+  const int64_t n = features.size(0), d = features.size(1);
+  check.value(d < (1 << 24), "features", "less than 2^24 columns", shape_string(features));
+  check_state(check, second, d * (d + 1) / 2);
+  check_state(check, first, d);
+  check.same_device(second, features);
+  check.same_device(first, features);
+  check.no_overlap(second, first, false);
+  check.no_overlap(second, features, false);
+  check.no_overlap(first, features, false);
+  if (n == 0 || d == 0) return;
+  const int64_t rows = n < kFeatureBlock ? n : kFeatureBlock;
+  const int64_t itemsize = features.dtype == DType::f64 ? 8 : 4;
+  const auto largest = scratch<double>(n), centred = scratch<double>(d);
+  const auto shift = scratch<float>(d);
+  const auto packed = scratch<char>(rows * feature_padding(d) * itemsize);
+  int64_t bad_row = -1;
+  bool overflow = false;
+  kernels.run(check,
+              {features.data, features.dtype, n, d, features.stride(0), second.as<int64_t>(),
+               first.as<int64_t>(), largest.get(), centred.get(), shift.get(), packed.get(),
+               &bad_row, &overflow},
+              features);
+  check.value(bad_row < 0, "features", "finite values",
+              "NaN or infinity in row " + std::to_string(bad_row));
+  check.value(!overflow, "features", "sums of squares below 2^52 (rescale the features)",
+              "larger ones");
+}
+
+}  // namespace pixleap
