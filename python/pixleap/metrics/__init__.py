@@ -1,5 +1,6 @@
 """Scores of sample quality."""
 
+from . import features
 from .frechet import frechet_distance
 
-__all__ = ["frechet_distance"]
+__all__ = ["features", "frechet_distance"]

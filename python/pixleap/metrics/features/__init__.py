@@ -93,10 +93,11 @@ class UserExtractor:
         if hasattr(features, "detach"):  # torch
             features = features.detach().cpu().numpy()
         features = np.asarray(features, np.float32)
-        if features.ndim != 2 or len(features) != len(x) or self.dim not in (None, features.shape[1]):
-            width = "d" if self.dim is None else self.dim
+        width = features.shape[-1] if self.dim is None and features.ndim else self.dim
+        if features.shape != (len(x), width):
+            expected = f"({len(x)}, {'d' if self.dim is None else self.dim})"
             raise ValueError(
-                f"{self.name}: expected features of shape ({len(x)}, {width}), got {features.shape}"
+                f"{self.name}: expected features of shape {expected}, got {features.shape}"
             )
         if not np.isfinite(features).all():
             raise ValueError(f"{self.name}: features have NaN or infinity")

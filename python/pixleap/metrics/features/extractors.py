@@ -32,6 +32,7 @@ class TorchExtractor:
 
     name: str
     dim: int
+    network: Any
 
     def __init__(self, network: nn.Module, device: str | torch.device) -> None:
         self.device = torch.device(device)
@@ -89,7 +90,6 @@ class Inception(TorchExtractor):
             raise ValueError(
                 f"{self.name}: class probabilities come from the 2048 features, got {self.dim}"
             )
-        assert isinstance(self.network, FIDInceptionV3)
         return self.network.logits(features)
 
 
@@ -118,8 +118,8 @@ class EfficientNetLite0(TorchExtractor):
     dim = 1280
 
     def prepare(self, x: np.ndarray) -> Tensor:
-        # 224 pixels and (x - 127) / 128 are the Lite models' own (tensorflow/tpu, efficientnet/lite);
-        # the whole image is resized, where their evaluation crops its centre.
+        # 224 pixels and (x - 127) / 128 are the Lite models' own (tensorflow/tpu,
+        # efficientnet/lite); the whole image is resized, where their evaluation crops its centre.
         return (torch.from_numpy(pil_bicubic(x, 224)).to(self.device) - 127) / 128
 
     def features(self, x: Tensor) -> Tensor:
@@ -136,8 +136,8 @@ def find_inception() -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"inception: no weights given, and neither {INCEPTION_FILES[0]} (released by pytorch-fid) nor "
-        f"{INCEPTION_FILES[1]} (by torch-fidelity) is in {folder}"
+        f"inception: no weights given, and neither {INCEPTION_FILES[0]} (released by pytorch-fid) "
+        f"nor {INCEPTION_FILES[1]} (by torch-fidelity) is in {folder}"
     )
 
 

@@ -2,8 +2,9 @@
 
 It is the graph that Heusel et al. 2017 published FID with, not torchvision's Inception v3: the
 average pools of the mixed blocks leave the padding out of the mean, the last block pools by the
-maximum, and the head has 1008 outputs. Names of parameters are those of pytorch-fid and torch-fidelity
-(github.com/mseitzer/pytorch-fid, github.com/toshas/torch-fidelity), so their weight files load.
+maximum, and the head has 1008 outputs. Names of parameters are those of pytorch-fid and
+torch-fidelity (github.com/mseitzer/pytorch-fid, github.com/toshas/torch-fidelity), so their weight
+files load.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def _same(step: Step) -> int | tuple[int, int]:
 class Mixed(nn.Module):
     """Parallel branches and a pooled branch, stacked along the channels.
 
-    The step i of branch "b" is the module "b_i", "b" where it is alone; the arms of a fork are "b_ia"
-    and "b_ib". `pool` is "mean" (over what is inside the image), "max", or "max/2" with stride 2;
-    a convolution "branch_pool" to `pool_channels` follows the first two.
+    The step i of branch "b" is the module "b_i", "b" where it is alone; the arms of a fork are
+    "b_ia" and "b_ib". `pool` is "mean" (over what is inside the image), "max", or "max/2" with
+    stride 2; a convolution "branch_pool" to `pool_channels` follows the first two.
     """
 
     def __init__(
@@ -193,8 +194,8 @@ class FIDInceptionV3(nn.Module):
         self.fc = nn.Linear(2048, CLASSES)
 
     def forward(self, x: Tensor, dims: int = 2048) -> Tensor:
-        """(B, dims): the mean over positions of the first (64) or second (192) max pool, of the last
-        17 x 17 block (768), or of the last block (2048, "pool3")."""
+        """(B, dims): the mean over positions of the first (64) or second (192) max pool, of the
+        last 17 x 17 block (768), or of the last block (2048, "pool3")."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         if dims == 64:

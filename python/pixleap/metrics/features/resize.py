@@ -23,8 +23,8 @@ MODES = ("tf1", "pytorch_fid", "antialias", "pil_bicubic")
 def tf1_bilinear(x: Tensor, size: int) -> Tensor:
     """TensorFlow 1's `resize_bilinear(align_corners=False)` without half-pixel centres.
 
-    Output pixel i reads the input at i * (in / out): the first pixels coincide, the picture shifts by
-    up to half a pixel, and the last row and column repeat. Arithmetic in the order of its kernel.
+    Output pixel i reads the input at i * (in / out): the first pixels coincide, the picture shifts
+    by up to half a pixel, and the last row and column repeat. Arithmetic in its kernel's order.
 
     Args:
         x: (B, C, H, W) floating point.
