@@ -206,7 +206,7 @@ def collect(
     try:
         for x, p in _features(source, extractor, ranks, batch, probabilities):
             moments = moments if moments is not None else metrics.FeatureMoments(x.shape[1])
-            moments.update(x)
+            _update(moments, x, source)
             if keep_features:
                 parts.append(x)
             if p is not None:
@@ -235,6 +235,13 @@ def collect(
     return side
 
 
+def _update(moments: Any, x: np.ndarray, source: Input) -> None:
+    try:
+        moments.update(x)
+    except ValueError as error:  # values that are not finite, or too large to add up
+        raise InputError(f"{source.path}: {error}") from error
+
+
 def _joined(ranks: Ranks, parts: list[np.ndarray], width: int) -> np.ndarray:
     own = np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
     return np.concatenate([part for part in ranks.gather(own) if len(part)])
@@ -254,7 +261,9 @@ def _features(
             yield source.array, None
         return
     assert extractor is not None
-    files = ranks.share(source.files)
+    # Whole batches, the same for any number of processes: so are the bits of the moments.
+    first, last = ranks.share(-(-len(source.files) // batch))
+    files = source.files[first * batch : last * batch]
     with _progress(str(source.path), len(files), ranks) as advance:
         for images in image_batches(files, batch):
             try:
@@ -316,11 +325,13 @@ def _score(wanted: set[str], sides: Mapping[str, Side], report: Report) -> None:
 
 
 def _entries(name: str, value: Any) -> dict[str, float]:
-    """A number under its metric's name; several under their own."""
+    """A number under its metric's name, with a deviation if there is one; several under theirs."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): float(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return {name: float(value[0]), f"{name}_std": float(value[1])}
     return {name: float(value)}
 
 

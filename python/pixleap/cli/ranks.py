@@ -27,10 +27,9 @@ class Ranks:
             dist.init_process_group("gloo")
         return cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
 
-    def share(self, items: list[Any]) -> list[Any]:
-        """The consecutive part of `items` that is this process's; parts in rank order are all."""
-        begin, end = (len(items) * (self.rank + i) // self.size for i in (0, 1))
-        return items[begin:end]
+    def share(self, count: int) -> tuple[int, int]:
+        """First and past-the-last of the items that are this process's, by rank order."""
+        return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in rank order, on each."""
