@@ -149,7 +149,7 @@ def test_weights_in_the_cache_of_torch_are_found(
 ) -> None:
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / INCEPTION_FILES[1]).symlink_to(inception_file)
+    (folder / "weights-inception-2015-12-05-6726825d.pth").symlink_to(inception_file)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert features.inception(dims=64).name == "inception-64-tf1"
 
