@@ -146,30 +146,17 @@ def read_image(path: Path) -> Any:
 
 
 def image_batches(files: list[Path], batch: int) -> Iterator[list[Any]]:
-    """Decoded images in order, read ahead by threads (PIL decodes without the GIL)."""
+    """Decoded images in order, read one batch ahead by threads (PIL decodes without the GIL)."""
+    parts = deque(files[i : i + batch] for i in range(0, len(files), batch))
     with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
-        ahead: deque[Future[Any]] = deque()
+        ahead: deque[list[Future[Any]]] = deque()
         try:
-            waiting = iter(files)
-            done: list[Any] = []
-            for file in waiting:
-                ahead.append(pool.submit(read_image, file))
-                if len(ahead) < 2 * batch:
-                    continue
-                done.append(ahead.popleft().result())
-                if len(done) == batch:
-                    yield done
-                    done = []
-            while ahead:
-                done.append(ahead.popleft().result())
-                if len(done) == batch:
-                    yield done
-                    done = []
-            if done:
-                yield done
+            while parts or ahead:
+                while parts and len(ahead) < 2:
+                    ahead.append([pool.submit(read_image, file) for file in parts.popleft()])
+                yield [future.result() for future in ahead.popleft()]
         finally:
-            for future in ahead:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _line(error: BaseException) -> str:

@@ -39,8 +39,8 @@ def calculate_frechet_distance(
         mu1, mu2: (d,), any float dtype; a number where d is 1.
         sigma1, sigma2: (d, d), symmetric positive semi-definite up to rounding; a number where d
             is 1.
-        eps: what pytorch-fid adds to both diagonals where its square root is not finite. Only
-            method "compat" does that; the others are exact for a singular product.
+        eps: taken for the signature's sake and not used. pytorch-fid adds it to both diagonals where
+            its square root is not finite; no such case is left, whatever the rank.
         method: of `pixleap.metrics.frechet_distance`; "compat" repeats pytorch-fid's arithmetic
             (scipy's sqrtm, any version) for numbers published with it.
 
@@ -53,8 +53,6 @@ def calculate_frechet_distance(
     mu1, mu2 = np.atleast_1d(mu1), np.atleast_1d(mu2)
     sigma1, sigma2 = (_symmetric(np.atleast_2d(s)) for s in (sigma1, sigma2))
     options: dict[str, Any] = {} if method == "auto" else {"method": method}
-    if method == "compat":
-        options["eps"] = eps
     return float(frechet_distance(mu1, sigma1, mu2, sigma2, **options))
 
 
