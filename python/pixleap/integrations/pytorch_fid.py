@@ -39,8 +39,8 @@ def calculate_frechet_distance(
         mu1, mu2: (d,), any float dtype; a number where d is 1.
         sigma1, sigma2: (d, d), symmetric positive semi-definite up to rounding; a number where d
             is 1.
-        eps: taken for the signature's sake and not used. pytorch-fid adds it to both diagonals where
-            its square root is not finite; no such case is left, whatever the rank.
+        eps: taken for the signature's sake and not used. pytorch-fid adds it to both diagonals
+            where its square root is not finite; no such case is left, whatever the rank.
         method: of `pixleap.metrics.frechet_distance`; "compat" repeats pytorch-fid's arithmetic
             (scipy's sqrtm, any version) for numbers published with it.
 
