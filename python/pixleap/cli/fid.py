@@ -205,7 +205,7 @@ def collect(
     error: InputError | None = None
     try:
         for x, p in _features(source, extractor, ranks, batch, probabilities):
-            moments = moments if moments is not None else metrics.FeatureMoments(x.shape[1])
+            moments = moments if moments is not None else _new_moments(x.shape[1])
             _update(moments, x, source)
             if keep_features:
                 parts.append(x)
@@ -221,7 +221,7 @@ def collect(
     dims = sorted({d for _, d in met if d is not None})
     if len(dims) != 1:
         raise InputError(f"{source.path}: features of {len(dims)} sizes: {dims}")
-    moments = moments if moments is not None else metrics.FeatureMoments(dims[0])
+    moments = moments if moments is not None else _new_moments(dims[0])
     if ranks.size > 1:
         moments.all_reduce()
     count = int(moments.count)
@@ -233,6 +233,10 @@ def collect(
     if probabilities:
         side.probabilities = _joined(ranks, chances, chances[0].shape[1] if chances else 0)
     return side
+
+
+def _new_moments(d: int) -> Any:
+    return metrics.FeatureMoments(d)  # type: ignore[attr-defined]
 
 
 def _update(moments: Any, x: np.ndarray, source: Input) -> None:
