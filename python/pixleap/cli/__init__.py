@@ -1,4 +1,4 @@
-"""The command line: pixleap demo | info | bench."""
+"""The command line: pixleap demo | fid | info | bench."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import runpy
 import sys
 from pathlib import Path
+
+from . import fid
 
 
 def _info(_: argparse.Namespace) -> None:
@@ -41,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     demo.add_argument("--out", default="demo", help="folder for pictures and the table")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
+    score = commands.add_parser("fid", help="FID, KID, precision and recall, Inception Score")
+    fid.add_arguments(score)
+    score.set_defaults(run=fid.run)
     bench = commands.add_parser("bench", help="time the ops against their peers (in a checkout)")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to bench/run.py")
     bench.set_defaults(run=_bench)

@@ -30,11 +30,15 @@ class DigitClassifier(nn.Module):
         self.hidden = nn.Linear(4 * width * 9, 32)
         self.head = nn.Linear(32, 10)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Penultimate features (B, 32); the image is resized to 28 x 28 first."""
+    def resize(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, 1, 28, 28), bilinear."""
         if x.shape[-2:] != (28, 28):
             x = F.interpolate(x, (28, 28), mode="bilinear", align_corners=False)
-        return F.relu(self.hidden(self.stages(x).flatten(1)))
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features (B, 32); the image is resized to 28 x 28 first."""
+        return F.relu(self.hidden(self.stages(self.resize(x)).flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
