@@ -10,6 +10,9 @@ from .linear import linear
 from .linear_pack import linear_pack
 from .moments import moments
 from .next_scale_update import next_scale_update
+from .pairwise_count import pairwise_count
+from .pairwise_kernel_sum import pairwise_kernel_sum
+from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
 
@@ -23,6 +26,9 @@ __all__ = [
     "linear_pack",
     "moments",
     "next_scale_update",
+    "pairwise_count",
+    "pairwise_kernel_sum",
+    "pairwise_topk",
     "random_normal",
     "sample_tokens",
 ]
