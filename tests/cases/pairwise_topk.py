@@ -25,8 +25,6 @@ def make(n: int, m: int | None, d: int, k: int, offset: float = 0.0) -> Any:
     return build
 
 
-
-
 def timed(n: int, m: int | None, d: int, k: int) -> Case:
     return Case(
         f"{n} x {m or 'itself'}, d {d}, k {k}",

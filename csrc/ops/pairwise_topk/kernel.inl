@@ -7,11 +7,13 @@ namespace {
 
 constexpr double kInfinity = __builtin_inf();
 
-// Into a list of n ascending values; of equal ones the first to come stays in front.
+// Into a list of n ascending values, in the place of the last. Of equal values the one with the
+// lower index stays in front.
 template <class Value, class Index>
 PIXLEAP_INLINE void insert(Value value, Index index, Value* values, Index* indices, int64_t n) {
   int64_t i = n - 1;
-  for (; i > 0 && values[i - 1] > value; --i) {
+  for (; i > 0 && (values[i - 1] > value || (values[i - 1] == value && indices[i - 1] > index));
+       --i) {
     values[i] = values[i - 1];
     indices[i] = indices[i - 1];
   }
@@ -75,31 +77,29 @@ template <class T>
 void decide_row(const PairwiseTopkParams& p, const PairwiseSets& s, int64_t row) {
   double* distances = p.distances + row * p.k;
   int64_t* indices = p.indices + row * p.k;
-  const float* candidates = p.candidates + row * p.kept;
   for (int64_t i = 0; i < p.k; ++i) distances[i] = kInfinity, indices[i] = -1;
-  // Lower indices first, so that of equal distances they come first.
-  int32_t order[kTopkMax + kTopkSpare];
+  const float* candidates = p.candidates + row * p.kept;
+  const double scale = static_cast<double>(s.scale);
+  // Whether a row whose float32 distance is at least `d` could be nearer than the k-th. The norm of
+  // such a row is at most twice the norm of this one plus twice their distance.
+  const auto could_be_nearer = [&](float d) {
+    const double worst = distances[p.k - 1] * scale * scale;
+    const double norms = 3 * static_cast<double>(s.x.norms[row]) + 2 * worst;
+    const double error = 1.01 * static_cast<double>(distance_error(s.depth)) * norms +
+                         static_cast<double>(kDistanceFloor);
+    return worst > 0 && !(static_cast<double>(d) - error > worst);
+  };
   int64_t found = 0;
-  for (int64_t i = 0; i < p.kept; ++i) {
-    const int32_t index = p.rows[row * p.kept + i];
-    if (index < 0) continue;
-    int64_t at = found++;
-    for (; at > 0 && order[at - 1] > index; --at) order[at] = order[at - 1];
-    order[at] = index;
-  }
-  for (int64_t i = 0; i < found; ++i) {
-    const double d = exact_squared_distance(pair_row<T>(s.x, row), pair_row<T>(s.y, order[i]),
-                                            s.depth, kInfinity);
-    if (d < distances[p.k - 1]) insert(d, static_cast<int64_t>(order[i]), distances, indices, p.k);
+  for (; found < p.kept && p.rows[row * p.kept + found] >= 0; ++found) {
+    if (found >= p.k && !could_be_nearer(candidates[found])) return;
+    const int64_t index = p.rows[row * p.kept + found];
+    const double d = exact_squared_distance(pair_row<T>(s.x, row), pair_row<T>(s.y, index), s.depth,
+                                            distances[p.k - 1]);
+    if (d < distances[p.k - 1] || (d == distances[p.k - 1] && index < indices[p.k - 1]))
+      insert(d, index, distances, indices, p.k);
   }
   const int64_t others = s.symmetric ? s.y.rows - 1 : s.y.rows;
-  if (found == others || distances[p.k - 1] == 0) return;
-  // A row nearer than the k-th has a norm of at most twice that of this row plus their distance.
-  const double scale = static_cast<double>(s.scale), worst = distances[p.k - 1] * scale * scale;
-  const double norms = 3 * static_cast<double>(s.x.norms[row]) + 2 * worst;
-  const double error = 1.01 * static_cast<double>(distance_error(s.depth)) * norms +
-                       static_cast<double>(kDistanceFloor);
-  if (static_cast<double>(candidates[p.kept - 1]) - error > worst) return;
+  if (found == others || (found == p.kept && !could_be_nearer(candidates[p.kept - 1]))) return;
   search_row<T>(p, s, row, distances, indices);
 }
 

@@ -36,9 +36,7 @@ def pairwise_count(
     Used by `pixleap.metrics.prdc`.
     """
     if out is None:
-        rows, columns = (
-            shape(v, "pairwise_count", name, 2)[0] for v, name in ((x, "x"), (y, "y"))
-        )
+        rows, columns = (shape(v, "pairwise_count", name, 2)[0] for v, name in ((x, "x"), (y, "y")))
         out = empty(x, (rows, 2), "int64"), empty(x, (columns, 2), "int64")
     x_counts, y_counts = out
     _native.pairwise_count(x_counts, y_counts, x, y, x_radii, y_radii)
