@@ -112,6 +112,15 @@ def test_prdc_far_from_zero() -> None:
         assert metrics.prdc(a, b) == pytest.approx(brute_prdc(a, b, 5), abs=1e-12)
 
 
+def test_cmmd_of_large_and_small_features() -> None:
+    """Whose squares no float32 holds."""
+    x, y = sets(60, 70, 16)
+    expected = metrics.cmmd(x, y, 5.0)
+    for scale in (2.0**-90, 2.0**90):
+        a, b = (v * np.float32(scale) for v in (x, y))
+        assert metrics.cmmd(a, b, 5.0 * scale) == expected
+
+
 def test_prdc_of_collapsed_samples() -> None:
     x, _ = sets(100, 1, 8)
     collapsed = np.repeat(x[:1], 60, axis=0)
@@ -187,8 +196,37 @@ def test_mind() -> None:
     expected = 3 * 40 * lines(x, y, directions).mean()
     assert metrics.mind(x, y, directions=directions) == pytest.approx(expected, rel=1e-6)
     drawn = metrics.sliced_wasserstein(x, y, 500, seed=4)
-    assert metrics.mind(x, y, 500, seed=4) == pytest.approx(3 * 40 * drawn**2, rel=1e-6)
+    value = metrics.mind(x, y, 500, seed=4, directions="independent")
+    assert value == pytest.approx(3 * 40 * drawn**2, rel=1e-6)
     assert metrics.mind(x, y, 500, seed=5) != metrics.mind(x, y, 500, seed=4)
+
+
+@pytest.mark.parametrize("d", [64, 40])
+def test_orthogonal_directions_estimate_the_same(d: int) -> None:
+    """Also of features that live on a few axes, which signs alone would not mix."""
+    x, y = sets(150, 150, d, 0.1)
+    x[:, 3:], y[:, 3:] = 0, 0
+    values = [metrics.mind(x, y, 200, seed=seed) for seed in range(100)]
+    independent = [
+        metrics.mind(x, y, 4000, seed=seed, directions="independent") for seed in range(40)
+    ]
+    error = np.sqrt(np.var(values) / 100 + np.var(independent) / 40)
+    assert error < 5e-3 * np.mean(values)
+    assert abs(np.mean(values) - np.mean(independent)) < 3 * error
+    # A sample of as many independent directions is no closer.
+    assert np.std(values) < 1.2 * np.std(independent) * np.sqrt(4000 / 200)
+
+
+def test_orthogonal_directions_are_those_of_a_matrix() -> None:
+    x, y = sets(100, 100, 32)
+    flips = (px.ops.random_normal((3, 32), seed=9) < 0).astype(np.uint8)
+    directions = px.ops.hadamard_projection(np.eye(32, dtype=np.float32), flips, count=20)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(20), atol=1e-6)
+    expected = metrics.mind(x, y, directions=directions)
+    assert metrics.mind(x, y, 20, seed=9) == pytest.approx(expected, rel=1e-6)
+    # Beyond 32 directions comes another frame.
+    frames = [metrics.mind(x, y, count, seed=9) for count in (32, 64)]
+    assert frames[1] != pytest.approx(frames[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3.5])
@@ -353,6 +391,7 @@ def test_bad_features(name: str) -> None:
             lambda x: metrics.sliced_wasserstein(x, x, control_variate="mean"),
             "'control_variate' expected None, 'gaussian'",
         ),
+        (lambda x: metrics.mind(x, x, directions="random"), "'directions' expected 'orthogonal', "),
         (lambda x: metrics.mind(x, x, directions=x * 9), "'directions' expected rows of norm 1"),
         (lambda x: metrics.mind(x, x, directions=x[0]), r"'directions' expected shape \(proj"),
         (lambda x: metrics.vendi_score(x, -1), "'q' expected a number >= 0, got -1"),

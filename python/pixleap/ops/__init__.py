@@ -2,6 +2,7 @@
 a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in NumPy float64."""
 
 from .attention import attention
+from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
 from .layer_norm import layer_norm
@@ -18,6 +19,7 @@ from .sample_tokens import sample_tokens
 
 __all__ = [
     "attention",
+    "hadamard_projection",
     "jacobi_update",
     "kv_append",
     "layer_norm",

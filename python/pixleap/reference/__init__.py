@@ -1,6 +1,7 @@
 """The ops in readable NumPy float64: what every native kernel is held to."""
 
 from .attention import attention
+from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
 from .layer_norm import layer_norm
@@ -17,6 +18,7 @@ from .sample_tokens import sample_tokens
 
 __all__ = [
     "attention",
+    "hadamard_projection",
     "jacobi_update",
     "kv_append",
     "layer_norm",
