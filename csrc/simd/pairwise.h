@@ -26,11 +26,24 @@ constexpr int kPairPanels = VW == 16 ? 2 : 1;  // panels side by side in the mic
 
 struct Tile {
   int64_t row, rows, column, columns;
+  int64_t block;      // of columns
   bool diagonal;      // only columns below the row count
   const float* dots;  // (rows, kTileMax) products of the (centred, scaled) rows
 
   // How many columns of row r count.
   int64_t limit(int64_t r) const { return diagonal && r < columns ? r : columns; }
+};
+
+// How the columns are packed. Up to kPairPacked numbers are packed once for all tiles; beyond that
+// each tile packs its own, which for tiles of the full size costs a few percent.
+constexpr int64_t kPairPacked = int64_t{1} << 25;  // 128 MiB
+
+struct PackedColumns {
+  float* data;             // (depth blocks, blocks, padded / 16, depth of the block, 16), or null
+  int64_t blocks, padded;  // padded: columns of a block, up to a whole number of micro-kernels
+  float* at(int64_t block, int64_t k, int64_t depth) const {
+    return data + blocks * padded * k + block * padded * depth;
+  }
 };
 
 // Parts of the memory that a thread works in.
@@ -62,13 +75,17 @@ void pack_rows(const PairwiseSets& s, int64_t first, int64_t rows, int64_t k, in
   }
 }
 
+// Columns in whole micro-kernels.
+PIXLEAP_INLINE int64_t padded_columns(int64_t columns) {
+  constexpr int64_t kStep = kGemmPanel * kPairPanels;
+  return (columns + kStep - 1) / kStep * kStep;
+}
+
 // Rows of y as the columns of panels (depth, 16); zeros up to a whole number of micro-kernels.
 template <class T>
 void pack_columns(const PairwiseSets& s, int64_t first, int64_t columns, int64_t k, int64_t depth,
                   float* to) {
-  constexpr int64_t kStep = kGemmPanel * kPairPanels;
-  const int64_t padded = (columns + kStep - 1) / kStep * kStep;
-  for (int64_t c = 0; c < padded; c += VW) {
+  for (int64_t c = 0; c < padded_columns(columns); c += VW) {
     float* panel = to + c / kGemmPanel * kGemmPanel * depth + c % kGemmPanel;
     for (int64_t i = 0; i < depth; i += VW) {
       const int64_t n = depth - i < VW ? depth - i : VW;
@@ -90,11 +107,13 @@ constexpr auto kPairMicro = pair_micro_table(std::make_integer_sequence<int, kGe
 
 // Products of a tile into `buffers.sums`.
 template <class T>
-void multiply_tile(const PairwiseSets& s, const Tile& t, const PairBuffers& buffers) {
+void multiply_tile(const PairwiseSets& s, const Tile& t, const PackedColumns& packed,
+                   const PairBuffers& buffers) {
   int64_t k = 0;
   do {  // once for depth 0, too
     const int64_t depth = s.depth - k < kPairDepth ? s.depth - k : kPairDepth;
-    pack_columns<T>(s, t.column, t.columns, k, depth, buffers.panels);
+    const float* panels = packed.data ? packed.at(t.block, k, depth) : buffers.panels;
+    if (!packed.data) pack_columns<T>(s, t.column, t.columns, k, depth, buffers.panels);
     const int64_t groups = (t.rows + kPairRows - 1) / kPairRows;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = t.rows * g / groups, rows = t.rows * (g + 1) / groups - first;
@@ -105,8 +124,8 @@ void multiply_tile(const PairwiseSets& s, const Tile& t, const PairBuffers& buff
           const int64_t row = rows * i / blocks, end = rows * (i + 1) / blocks;
           if (t.diagonal && first + end <= c + 1) continue;  // all of it above the diagonal
           kPairMicro[static_cast<size_t>(end - row - 1)](
-              buffers.rows + row * kPairStride, buffers.panels + c * depth, depth * kGemmPanel,
-              depth, buffers.sums + (first + row) * kTileMax + c, k == 0);
+              buffers.rows + row * kPairStride, panels + c * depth, depth * kGemmPanel, depth,
+              buffers.sums + (first + row) * kTileMax + c, k == 0);
         }
       }
     }
@@ -122,13 +141,11 @@ PIXLEAP_INLINE int64_t pair_blocks(int64_t n) {
   return small < 16 ? small : 16;
 }
 
-// Calls epilogue(tile) for every tile of pairs.
 template <class Epilogue>
-void for_each_tile(const PairwiseSets& s, const Epilogue& epilogue) {
-  const int64_t x_blocks = pair_blocks(s.x.rows), y_blocks = pair_blocks(s.y.rows);
-  if (x_blocks == 0 || y_blocks == 0) return;
+void run_rounds(const PairwiseSets& s, const PackedColumns& packed, const Epilogue& epilogue) {
+  const int64_t x_blocks = pair_blocks(s.x.rows), y_blocks = packed.blocks;
   const bool tiny = s.x.rows * s.y.rows * (s.depth + 8) < 500000;
-  // tiles_of(task, i, j) gives the blocks of a task, or false.
+  // blocks_of(task, i, j) gives the blocks of a task, or false.
   const auto round = [&](int64_t tasks, auto&& blocks_of) {
     parallel_for(tasks, tiny ? tasks : 1, [&](int64_t first, int64_t last) {
       const auto run = [&](float* memory) {
@@ -142,9 +159,10 @@ void for_each_tile(const PairwiseSets& s, const Epilogue& epilogue) {
           t.rows = s.x.rows * (i + 1) / x_blocks - t.row;
           t.column = s.y.rows * j / y_blocks;
           t.columns = s.y.rows * (j + 1) / y_blocks - t.column;
+          t.block = j;
           t.diagonal = s.symmetric && i == j;
           t.dots = buffers.sums;
-          with_float_type(s.dtype, [&]<class T>() { multiply_tile<T>(s, t, buffers); });
+          with_float_type(s.dtype, [&]<class T>() { multiply_tile<T>(s, t, packed, buffers); });
           epilogue(t);
         }
       };
@@ -175,12 +193,38 @@ void for_each_tile(const PairwiseSets& s, const Epilogue& epilogue) {
     });
 }
 
-// A common centre (the mean of up to 2048 rows of each set: any centre gives the distances, one
+// Calls epilogue(tile) for every tile of pairs.
+template <class Epilogue>
+void for_each_tile(const PairwiseSets& s, const Epilogue& epilogue) {
+  if (s.x.rows == 0 || s.y.rows == 0) return;
+  const int64_t blocks = pair_blocks(s.y.rows);
+  PackedColumns packed{nullptr, blocks, padded_columns((s.y.rows + blocks - 1) / blocks)};
+  const int64_t size = blocks * packed.padded * s.depth;
+  if (size > kPairPacked) return run_rounds(s, packed, epilogue);
+  const auto run = [&](float* memory) {
+    packed.data = memory;
+    const int64_t parts = (s.depth + kPairDepth - 1) / kPairDepth;
+    parallel_for(parts * blocks, size < 100000 ? parts * blocks : 1, [&](int64_t a, int64_t b) {
+      for (int64_t task = a; task < b; ++task) {
+        const int64_t k = task / blocks * kPairDepth, block = task % blocks;
+        const int64_t depth = s.depth - k < kPairDepth ? s.depth - k : kPairDepth;
+        const int64_t first = s.y.rows * block / blocks, last = s.y.rows * (block + 1) / blocks;
+        with_float_type(s.dtype, [&]<class T>() {
+          pack_columns<T>(s, first, last - first, k, depth, packed.at(block, k, depth));
+        });
+      }
+    });
+    run_rounds(s, packed, epilogue);
+  };
+  with_scratch(size, run);
+}
+
+// A common centre (the mean of up to 256 rows of each set: any centre gives the distances, one
 // among the points the least rounding) and a power of two that brings the largest coordinate to
 // about 1, so that squares neither overflow nor vanish.
 template <class T>
 void centre_and_scale(PairwiseSets& s) {
-  const int64_t x_step = s.x.rows / 2048 + 1, y_step = s.y.rows / 2048 + 1;
+  const int64_t x_step = s.x.rows / 256 + 1, y_step = s.y.rows / 256 + 1;
   parallel_for((s.depth + 63) / 64, 1, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int64_t k = block * 64, n = s.depth - k < 64 ? s.depth - k : 64;
