@@ -23,6 +23,7 @@ constexpr int64_t kTileMax = 4 * kPairRows;         // rows and columns of a til
 constexpr int64_t kPairDepth = 512;                 // a panel of it takes 32 KiB
 constexpr int64_t kPairStride = kPairDepth + 16;
 constexpr int kPairPanels = VW == 16 ? 2 : 1;  // panels side by side in the micro-kernel
+constexpr int64_t kPairStep = kGemmPanel * kPairPanels;
 
 struct Tile {
   int64_t row, rows, column, columns;
@@ -75,17 +76,11 @@ void pack_rows(const PairwiseSets& s, int64_t first, int64_t rows, int64_t k, in
   }
 }
 
-// Columns in whole micro-kernels.
-PIXLEAP_INLINE int64_t padded_columns(int64_t columns) {
-  constexpr int64_t kStep = kGemmPanel * kPairPanels;
-  return (columns + kStep - 1) / kStep * kStep;
-}
-
 // Rows of y as the columns of panels (depth, 16); zeros up to a whole number of micro-kernels.
 template <class T>
 void pack_columns(const PairwiseSets& s, int64_t first, int64_t columns, int64_t k, int64_t depth,
                   float* to) {
-  for (int64_t c = 0; c < padded_columns(columns); c += VW) {
+  for (int64_t c = 0; c < (columns + kPairStep - 1) / kPairStep * kPairStep; c += VW) {
     float* panel = to + c / kGemmPanel * kGemmPanel * depth + c % kGemmPanel;
     for (int64_t i = 0; i < depth; i += VW) {
       const int64_t n = depth - i < VW ? depth - i : VW;
@@ -119,7 +114,7 @@ void multiply_tile(const PairwiseSets& s, const Tile& t, const PackedColumns& pa
       const int64_t first = t.rows * g / groups, rows = t.rows * (g + 1) / groups - first;
       pack_rows<T>(s, t.row + first, rows, k, depth, buffers.rows);
       const int64_t blocks = (rows + kGemmMaxRows - 1) / kGemmMaxRows;
-      for (int64_t c = 0; c < t.columns; c += kGemmPanel * kPairPanels) {
+      for (int64_t c = 0; c < t.columns; c += kPairStep) {
         for (int64_t i = 0; i < blocks; ++i) {
           const int64_t row = rows * i / blocks, end = rows * (i + 1) / blocks;
           if (t.diagonal && first + end <= c + 1) continue;  // all of it above the diagonal
@@ -133,17 +128,26 @@ void multiply_tile(const PairwiseSets& s, const Tile& t, const PackedColumns& pa
   } while (k < s.depth);
 }
 
-// Blocks that n rows are cut into: 16 or a multiple of it where there are many, so that a round has
-// work for many threads.
-PIXLEAP_INLINE int64_t pair_blocks(int64_t n) {
-  const int64_t least = (n + kTileMax - 1) / kTileMax, small = (n + 31) / 32;
-  if (least > 16) return (least + 15) / 16 * 16;
-  return small < 16 ? small : 16;
-}
+// A set is cut into blocks of whole micro-kernels of columns: 16 or a multiple of it where it is
+// large, so that a round has work for many threads.
+struct PairBlocks {
+  int64_t rows, steps, count;
+  explicit PairBlocks(int64_t n) : rows(n), steps((n + kPairStep - 1) / kPairStep) {
+    const int64_t least = (n + kTileMax - 1) / kTileMax, small = (n + 63) / 64;
+    count = least > 16 ? (least + 15) / 16 * 16 : small < 16 ? small : 16;
+  }
+  int64_t begin(int64_t block) const {
+    const int64_t row = steps * block / count * kPairStep;
+    return row < rows ? row : rows;
+  }
+  int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
+  int64_t largest() const { return (steps + count - 1) / count * kPairStep; }
+};
 
 template <class Epilogue>
 void run_rounds(const PairwiseSets& s, const PackedColumns& packed, const Epilogue& epilogue) {
-  const int64_t x_blocks = pair_blocks(s.x.rows), y_blocks = packed.blocks;
+  const PairBlocks x_cut(s.x.rows), y_cut(s.y.rows);
+  const int64_t x_blocks = x_cut.count, y_blocks = y_cut.count;
   const bool tiny = s.x.rows * s.y.rows * (s.depth + 8) < 500000;
   // blocks_of(task, i, j) gives the blocks of a task, or false.
   const auto round = [&](int64_t tasks, auto&& blocks_of) {
@@ -155,10 +159,8 @@ void run_rounds(const PairwiseSets& s, const PackedColumns& packed, const Epilog
           int64_t i = 0, j = 0;
           if (!blocks_of(task, i, j)) continue;
           Tile t;
-          t.row = s.x.rows * i / x_blocks;
-          t.rows = s.x.rows * (i + 1) / x_blocks - t.row;
-          t.column = s.y.rows * j / y_blocks;
-          t.columns = s.y.rows * (j + 1) / y_blocks - t.column;
+          t.row = x_cut.begin(i), t.rows = x_cut.size(i);
+          t.column = y_cut.begin(j), t.columns = y_cut.size(j);
           t.block = j;
           t.diagonal = s.symmetric && i == j;
           t.dots = buffers.sums;
@@ -197,8 +199,9 @@ void run_rounds(const PairwiseSets& s, const PackedColumns& packed, const Epilog
 template <class Epilogue>
 void for_each_tile(const PairwiseSets& s, const Epilogue& epilogue) {
   if (s.x.rows == 0 || s.y.rows == 0) return;
-  const int64_t blocks = pair_blocks(s.y.rows);
-  PackedColumns packed{nullptr, blocks, padded_columns((s.y.rows + blocks - 1) / blocks)};
+  const PairBlocks cut(s.y.rows);
+  const int64_t blocks = cut.count;
+  PackedColumns packed{nullptr, blocks, cut.largest()};
   const int64_t size = blocks * packed.padded * s.depth;
   if (size > kPairPacked) return run_rounds(s, packed, epilogue);
   const auto run = [&](float* memory) {
@@ -208,9 +211,9 @@ void for_each_tile(const PairwiseSets& s, const Epilogue& epilogue) {
       for (int64_t task = a; task < b; ++task) {
         const int64_t k = task / blocks * kPairDepth, block = task % blocks;
         const int64_t depth = s.depth - k < kPairDepth ? s.depth - k : kPairDepth;
-        const int64_t first = s.y.rows * block / blocks, last = s.y.rows * (block + 1) / blocks;
         with_float_type(s.dtype, [&]<class T>() {
-          pack_columns<T>(s, first, last - first, k, depth, packed.at(block, k, depth));
+          pack_columns<T>(s, cut.begin(block), cut.size(block), k, depth,
+                          packed.at(block, k, depth));
         });
       }
     });
