@@ -48,8 +48,16 @@ MUTATIONS: dict[str, tuple[Replace, bool]] = {
     "gradient": (lambda t: t.clone().requires_grad_() if t.is_floating_point() else t, False),
     "nan": (lambda t: torch.full_like(t, torch.nan) if t.is_floating_point() else t, False),
     "infinity": (lambda t: torch.full_like(t, torch.inf) if t.is_floating_point() else t, False),
-    "huge integers": (lambda t: t if t.is_floating_point() else torch.full_like(t, 2**62), False),
-    "negative integers": (lambda t: t if t.is_floating_point() else torch.full_like(t, -7), False),
+    "huge integers": (
+        lambda t: t if t.is_floating_point() else torch.full_like(t, torch.iinfo(t.dtype).max),
+        False,
+    ),
+    "negative integers": (
+        lambda t: (
+            t if t.is_floating_point() else torch.full_like(t, max(-7, torch.iinfo(t.dtype).min))
+        ),
+        False,
+    ),
 }
 
 

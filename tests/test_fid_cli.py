@@ -19,13 +19,6 @@ Image = pytest.importorskip("PIL.Image")
 import pixleap as px  # noqa: E402
 from pixleap.cli import main  # noqa: E402
 
-MISSING = [
-    name
-    for name in ("FeatureMoments", "kernel_distance", "prdc", "inception_score")
-    if not hasattr(px.metrics, name)
-]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"pixleap.metrics has no {MISSING}")
-
 DIGITS = Path(__file__).parent / "data" / "digits_held_out.npz"
 
 

@@ -33,13 +33,14 @@ int64_t MatrixBatch::offset(int64_t index) const {
   return offset;
 }
 
-std::string MatrixBatch::position(int64_t index) const {
+std::string MatrixBatch::where(int64_t index) const {
+  if (view_.ndim == 2) return "";
   std::string text = ")";
   for (int i = view_.ndim - 3; i >= 0; --i) {
     text = std::to_string(index % view_.shape[i]) + (i < view_.ndim - 3 ? ", " : "") + text;
     index /= view_.shape[i];
   }
-  return "(" + text;
+  return " in matrix (" + text;
 }
 
 template <class F>
@@ -60,9 +61,7 @@ void MatrixBatch::each(int64_t index, F&& f) const {
 }
 
 void MatrixBatch::require_finite(int64_t index, bool finite) const {
-  if (!finite)
-    check_.value(false, view_.name, "finite values",
-                 "NaN or infinity in matrix " + position(index));
+  if (!finite) check_.value(false, view_.name, "finite values", "NaN or infinity" + where(index));
 }
 
 void MatrixBatch::load(int64_t index, double* dst) const {
@@ -113,7 +112,7 @@ void MatrixBatch::load_symmetric(int64_t index, double* dst) const {
   require_finite(index, finite);
   if (difference > asymmetry_allowed(view_.dtype) * most)
     check_.value(false, view_.name, "symmetric matrices",
-                 "|a - a^T| up to " + std::to_string(difference) + " in matrix " + position(index));
+                 "|a - a^T| up to " + std::to_string(difference) + "" + where(index));
 }
 
 void MatrixBatch::store(int64_t index, const double* src) const {
@@ -125,7 +124,7 @@ void MatrixBatch::store(int64_t index, const double* src) const {
 void MatrixBatch::require_semidefinite(int64_t index, double defect) const {
   if (defect > negativity_allowed(view_.dtype))
     check_.value(false, view_.name, "positive semi-definite matrices",
-                 "an eigenvalue clearly below zero in matrix " + position(index));
+                 "an eigenvalue clearly below zero" + where(index));
 }
 
 void for_each_matrix(const Lapack& lapack, int64_t count, int64_t n,

@@ -31,8 +31,8 @@ class MatrixBatch {
   void require_semidefinite(int64_t index, double defect) const;
   // Element (i, j) = src[i + j rows].
   void store(int64_t index, const double* src) const;
-  // "(2, 0)", the position of a matrix in the batch, for messages.
-  std::string position(int64_t index) const;
+  // " in matrix (2, 0)" for messages; nothing where there is but one.
+  std::string where(int64_t index) const;
   const View& view() const { return view_; }
 
  private:

@@ -7,6 +7,17 @@
 namespace pixleap {
 namespace {
 
+// (exp(r) - 1 - r) / r^2 for |r| < 0.3466.
+PIXLEAP_INLINE vf exp_tail(vf r) {
+  vf p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  return p;
+}
+
 // exp(x): 0 below -87.34 (no subnormal results), inf above 88.72, NaN for NaN.
 PIXLEAP_INLINE vf vexp(vf x) {
   const vf clamped = vmin(vmax(x, splat(-88.f)), splat(89.f));
@@ -15,13 +26,7 @@ PIXLEAP_INLINE vf vexp(vf x) {
   const vf n = shifted - magic;
   vf r = fma(n, splat(-0.693359375f), clamped);
   r = fma(n, splat(2.12194440e-4f), r);
-  vf p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + 1.f;
+  const vf p = fma(exp_tail(r), r * r, r) + 1.f;
   // 2^n in two factors, so that n = 128 does not overflow before the product does.
   const vi i = bit_cast_to<vi>(shifted) - bit_cast_to<vi>(magic);
   const vi half = i >> 1;
@@ -30,6 +35,12 @@ PIXLEAP_INLINE vf vexp(vf x) {
   y = select(x < splat(-87.33654f), vf{}, y);
   y = select(x > splat(88.72283f), splat(__builtin_inff()), y);
   return select(x != x, x, y);
+}
+
+// exp(x) - 1, to 2 ulp of the result below |x| = 0.3466, to 1.5e-7 of the larger term above.
+PIXLEAP_INLINE vf vexpm1(vf x) {
+  const vf small = fma(exp_tail(x), x * x, x);
+  return select(vabs(x) < splat(0.3466f), small, vexp(x) - 1.f);
 }
 
 // log(x) for normal positive x; -inf for 0, NaN below 0.

@@ -2,20 +2,19 @@
 #include <utility>
 
 #include "ops/linear/blocks.inl"
+#include "simd/gemm.h"
 
 namespace pixleap {
 namespace {
 
-constexpr int kVectors = static_cast<int>(kLinearPanel) / VW;  // per row of a panel
-// Sums held in registers; the rest holds the weights and one number of x.
-constexpr int kSums = VW == 16 ? 28 : 12;
-constexpr int kMaxRows = VW == 16 ? 14 : VW == 8 ? 6 : 3;
+static_assert(kLinearPanel == kGemmPanel);
+constexpr int kMaxRows = kGemmMaxRows;
 constexpr int kMaxPanelsLog2 = 3;
 
 // Panels side by side for a number of rows (log2): enough sums to hide the latency of the FMA.
 constexpr int panels_log2(int rows) {
   int i = kMaxPanelsLog2;
-  while (i > 0 && rows * kVectors << i > kSums) --i;
+  while (i > 0 && rows * kPanelVectors << i > kGemmSums) --i;
   return i;
 }
 
@@ -33,70 +32,15 @@ struct VectorTile {
                        int64_t depth, float* sums);
 };
 
-using Micro = void (*)(const float* x, const void* packed, int64_t panel_stride, int64_t depth,
-                       float* sums, bool first);
-
-// Sums of R rows times P panels over `depth` steps of k. panel_stride is in elements.
-template <class W, int R, int P>
-void micro(const float* x, const void* packed, int64_t panel_stride, int64_t depth, float* sums,
-           bool first) {
-  constexpr int V = P * kVectors;
-  vf c[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) c[r][v] = first ? vf{} : load(sums + r * kGroupColumns + v * VW);
-  const auto step = [&](const vf* w, int64_t k) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const vf a = splat(x[r * VectorTile::kStride + k]);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) c[r][v] = fma(a, w[v], c[r][v]);
-    }
-  };
-  if constexpr (sizeof(W) == 4) {
-    const float* w = static_cast<const float*>(packed);
-    for (int64_t k = 0; k < depth; ++k) {
-      vf b[V];
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v)
-        b[v] = load(w + v / kVectors * panel_stride + k * kLinearPanel + v % kVectors * VW);
-      step(b, k);
-    }
-  } else {
-    // Two steps of k in each 32-bit lane: the first in the low half. An odd depth ends in zeros.
-    const uint32_t* w = static_cast<const uint32_t*>(packed);
-    const auto pair = [&](int v, int64_t k) __attribute__((always_inline)) {
-      vu u;
-      std::memcpy(&u,
-                  w + v / kVectors * (panel_stride / 2) + k / 2 * kLinearPanel + v % kVectors * VW,
-                  sizeof u);
-      return u;
-    };
-    for (int64_t k = 0; k < depth; k += 2) {
-      vf b[V];  // loaded twice, since the registers are full
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(pair(v, k) << 16);
-      step(b, k);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(pair(v, k) & 0xffff0000u);
-      step(b, k + 1);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(sums + r * kGroupColumns + v * VW, c[r][v]);
-}
-
 template <class W, int R, int Log2>
-constexpr Micro micro_or_null() {
-  if constexpr (Log2 <= panels_log2(R)) return micro<W, R, 1 << Log2>;
+constexpr GemmMicro micro_or_null() {
+  if constexpr (Log2 <= panels_log2(R))
+    return gemm_micro<W, R, 1 << Log2, VectorTile::kStride, kGroupColumns>;
   return nullptr;
 }
 template <class W, int... R>
 constexpr auto micro_table(std::integer_sequence<int, R...>) {
-  return std::array<std::array<Micro, kMaxPanelsLog2 + 1>, sizeof...(R)>{
+  return std::array<std::array<GemmMicro, kMaxPanelsLog2 + 1>, sizeof...(R)>{
       {{micro_or_null<W, R + 1, 0>(), micro_or_null<W, R + 1, 1>(), micro_or_null<W, R + 1, 2>(),
         micro_or_null<W, R + 1, 3>()}...}};
 }

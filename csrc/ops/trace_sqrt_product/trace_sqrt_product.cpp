@@ -46,7 +46,7 @@ void trace_sqrt_product(const Out& out, const Out& info, const View& c1, const V
   for (int64_t i = 0; i < first.count(); ++i) {
     const TraceResult& r = results[i];
     check.value(!std::isnan(r.value), "c1", "positive definite matrices for method cholesky",
-                "a singular one at " + first.position(i));
+                "a singular one" + first.where(i));
     first.require_semidefinite(i, r.residual1);
     second.require_semidefinite(i, r.residual2);
   }

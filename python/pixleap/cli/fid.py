@@ -205,7 +205,7 @@ def collect(
     error: InputError | None = None
     try:
         for x, p in _features(source, extractor, ranks, batch, probabilities):
-            moments = moments if moments is not None else _new_moments(x.shape[1])
+            moments = moments if moments is not None else metrics.FeatureMoments(x.shape[1])
             _update(moments, x, source)
             if keep_features:
                 parts.append(x)
@@ -214,29 +214,26 @@ def collect(
     except InputError as problem:
         error = problem
     # Nobody may wait in a reduction for a process that has given up, or has no image to tell d.
-    met = ranks.gather((error, None if moments is None else moments.mean.shape[0]))
+    met = ranks.gather((error, None if moments is None else moments.d))
     for failed, _ in met:
         if failed is not None:
             raise failed
     dims = sorted({d for _, d in met if d is not None})
     if len(dims) != 1:
         raise InputError(f"{source.path}: features of {len(dims)} sizes: {dims}")
-    moments = moments if moments is not None else _new_moments(dims[0])
+    moments = moments if moments is not None else metrics.FeatureMoments(dims[0])
     if ranks.size > 1:
         moments.all_reduce()
     count = int(moments.count)
     if count < 2:
         raise InputError(f"{source.path}: a covariance needs at least two samples")
-    side = Side(source, moments.mean, moments.covariance, count, moments=moments)
+    mu, sigma = moments.statistics()
+    side = Side(source, mu, sigma, count, moments=moments)
     if keep_features:
         side.features = _joined(ranks, parts, dims[0])
     if probabilities:
         side.probabilities = _joined(ranks, chances, chances[0].shape[1] if chances else 0)
     return side
-
-
-def _new_moments(d: int) -> Any:
-    return metrics.FeatureMoments(d)  # type: ignore[attr-defined]
 
 
 def _update(moments: Any, x: np.ndarray, source: Input) -> None:

@@ -138,7 +138,7 @@ class FrechetDistance(_Base):
             self.add_state(name, default, dist_reduce_fx=merge_moments)
 
     @property
-    def full_state_update(self) -> bool:
+    def full_state_update(self) -> bool:  # type: ignore[override]
         """How torchmetrics' `forward` works: by a reset and a merge, but not with a kept side."""
         return not getattr(self, "reset_real_features", True)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from .frechet import to_numpy
+from ._features import to_numpy
 
 _FORMAT = 1
 
@@ -242,7 +242,7 @@ def _add_integers(total: np.ndarray, other: np.ndarray) -> None:
 
 
 def _rows(features: Any, d: int) -> np.ndarray:
-    x = to_numpy(features)
+    x = to_numpy("FeatureMoments.update", "features", features)
     if x.dtype.kind != "f" or x.dtype.itemsize not in (2, 4, 8):
         raise TypeError(
             f"FeatureMoments.update: argument 'features' expected floating point, got {x.dtype}"

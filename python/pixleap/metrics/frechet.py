@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from .. import ops
-from .._arrays import is_torch
+from ._features import to_numpy
 
 _METHODS = ("auto", "cholesky", "pivoted", "eigh", "polar", "compat")
 _NATIVE = {1: "cholesky", 2: "pivoted", 3: "eigh"}
@@ -82,7 +82,7 @@ def frechet_distance(
         from .polar import trace_sqrt_product_polar
 
         info["trace_sqrt"] = trace_sqrt_product_polar(sigma1, sigma2)
-    c1, c2 = to_float64(sigma1), to_float64(sigma2)
+    c1, c2 = to_float64("sigma1", sigma1), to_float64("sigma2", sigma2)
     if method == "compat":
         info["trace_sqrt"] = _trace_by_sqrtm(c1, c2)
     elif method != "polar":
@@ -91,22 +91,12 @@ def frechet_distance(
     return (distance, info) if return_info else distance
 
 
-def to_numpy(x: Any) -> np.ndarray:
-    """A torch, NumPy or DLPack array as a NumPy one; bfloat16 becomes float32."""
-    if is_torch(x):
-        x = x.detach().cpu()
-        return np.asarray(x.float() if x.dtype.itemsize < 4 and x.is_floating_point() else x)
-    if not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
-        x = np.from_dlpack(x)
-    return np.asarray(x)
-
-
-def to_float64(x: Any) -> np.ndarray:
-    return np.asarray(to_numpy(x), np.float64)
+def to_float64(name: str, x: Any) -> np.ndarray:
+    return np.asarray(to_numpy("frechet_distance", name, x), np.float64)
 
 
 def mean(name: str, mu: Any) -> np.ndarray:
-    m = to_float64(mu)
+    m = to_float64(name, mu)
     if m.ndim != 1:
         raise ValueError(f"frechet_distance: argument '{name}' expected shape (d,), got {m.shape}")
     if not np.isfinite(m).all():

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from .._arrays import is_torch
-from .frechet import to_numpy
+from ._features import to_numpy
 
 SAFE_PIVOT = 1e-6  # smaller Cholesky pivots may be rounding noise
 
@@ -61,7 +61,7 @@ Set = tuple[np.ndarray, np.ndarray]  # rows as they came, their mean in float64
 def check_features(x: Any, y: Any) -> tuple[Set, Set]:
     sets = []
     for name, features in (("x", x), ("y", y)):
-        f = to_numpy(features)
+        f = to_numpy("frechet_distance_from_features", name, features)
         if f.ndim != 2 or len(f) < 2 or f.dtype.kind != "f":
             raise ValueError(
                 f"frechet_distance_from_features: argument '{name}' expected floating-point "

@@ -4,6 +4,7 @@ a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in 
 from .attention import attention
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
+from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
 from .layer_norm import layer_norm
@@ -14,6 +15,9 @@ from .matrix_sqrt import matrix_sqrt
 from .moments import moments
 from .next_scale_update import next_scale_update
 from .nuclear_norm import nuclear_norm
+from .pairwise_count import pairwise_count
+from .pairwise_kernel_sum import pairwise_kernel_sum
+from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
 from .trace_sqrt_product import trace_sqrt_product
@@ -22,6 +26,7 @@ __all__ = [
     "attention",
     "feature_covariance",
     "feature_moments",
+    "hadamard_projection",
     "jacobi_update",
     "kv_append",
     "layer_norm",
@@ -32,6 +37,9 @@ __all__ = [
     "moments",
     "next_scale_update",
     "nuclear_norm",
+    "pairwise_count",
+    "pairwise_kernel_sum",
+    "pairwise_topk",
     "random_normal",
     "sample_tokens",
     "trace_sqrt_product",

@@ -1,0 +1,1 @@
+#include "ops/hadamard_projection/kernel.inl"

@@ -1,0 +1,1 @@
+#include "ops/pairwise_count/kernel.inl"

@@ -1,0 +1,1 @@
+#include "ops/pairwise_kernel_sum/kernel.inl"
