@@ -146,7 +146,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-peer", action="store_true", help="time ours only")
-    parser.add_argument("--save", action="store_true", help="write bench/results/sample_metrics.md")
+    parser.add_argument(
+        "--save", action="store_true", help="write bench/results/sample_metrics[_N].md"
+    )
     options = parser.parse_args()
     global LINES
     LINES = orthogonal_lines(options.d)
@@ -205,7 +207,9 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     if options.save:
-        (ROOT / "bench" / "results" / "sample_metrics.md").write_text("\n".join([*rows, ""]))
+        size = "" if n == 6000 else f"_{n}"
+        path = ROOT / "bench" / "results" / f"sample_metrics{size}.md"
+        path.write_text("\n".join([*rows, ""]))
 
 
 if __name__ == "__main__":
