@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -337,15 +336,10 @@ def _entries(name: str, value: Any) -> dict[str, float]:
 
 
 def save_statistics(moments: Any, path: Path) -> None:
-    """Writes beside `path` and renames, so that a broken run leaves no half file."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
-        moments.save(part)
-        os.replace(part, path)
+        moments.save(path)  # whole or not at all
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def show(report: Report, as_json: bool) -> None:
