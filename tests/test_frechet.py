@@ -181,13 +181,25 @@ def test_scipy_gives_the_same_where_it_works() -> None:
     )
 
 
-def test_compat_adds_to_the_diagonal_as_pytorch_fid_does() -> None:
-    """pytorch-fid's value for rank-deficient statistics is off by what it adds; ours is not."""
-    x, y = DEFICIENT["fewer rows than features"]
-    exact = frechet_distance(*moments(x), *moments(y))
-    compat = frechet_distance(*moments(x), *moments(y), method="compat")
-    assert compat == pytest.approx(exact, rel=1e-2)
-    assert compat != pytest.approx(exact, rel=1e-8)
+def test_compat_adds_to_the_diagonal_as_pytorch_fid_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where scipy finds no root of the product; and it refuses clearly complex roots."""
+    from scipy import linalg
+
+    given: list[np.ndarray] = []
+    sqrtm = linalg.sqrtm
+
+    def failing_once(product: np.ndarray) -> np.ndarray:
+        given.append(product)
+        return sqrtm(product) if len(given) > 1 else np.full_like(product, np.nan)
+
+    monkeypatch.setattr(linalg, "sqrtm", failing_once)
+    mu, c = np.zeros(2), np.diag([4.0, 0.0])
+    compat = frechet_distance(mu, c, mu, np.eye(2), method="compat")
+    np.testing.assert_allclose(given[1], np.diag([4.0, 1e-6]), rtol=1e-5)
+    assert compat == pytest.approx(6 - 2 * (2 + 1e-3), rel=1e-5)
+    monkeypatch.setattr(linalg, "sqrtm", lambda product: product + 1j)
+    with pytest.raises(ValueError, match="imaginary component 1"):
+        frechet_distance(mu, c, mu, np.eye(2), method="compat")
 
 
 SHAPES = [(30, 41, 6), (9, 41, 12), (9, 11, 12), (41, 9, 12), (12, 12, 12), (14, 14, 12)]
