@@ -14,12 +14,17 @@ struct Double2 {  // high + low: 106 bits
 };
 
 Double2 from_fixed(const int64_t* cell) {
-  const __int128 v =
-      static_cast<__int128>((static_cast<unsigned __int128>(static_cast<uint64_t>(cell[1])) << 64) |
-                            static_cast<uint64_t>(cell[0]));
-  const double high = static_cast<double>(v);
-  const double low = static_cast<double>(v - static_cast<__int128>(high));
-  return {std::ldexp(high, -kFixedPoint), std::ldexp(low, -kFixedPoint)};
+  using Wide = unsigned __int128;  // magnitudes: no signed overflow whatever the totals hold
+  const Wide bits =
+      (static_cast<Wide>(static_cast<uint64_t>(cell[1])) << 64) | static_cast<uint64_t>(cell[0]);
+  const bool negative = cell[1] < 0;
+  const Wide magnitude = negative ? -bits : bits;
+  const double high = static_cast<double>(magnitude);
+  const Wide rounded = static_cast<Wide>(high);
+  const double low = magnitude >= rounded ? static_cast<double>(magnitude - rounded)
+                                          : -static_cast<double>(rounded - magnitude);
+  const double sign = negative ? -1 : 1;
+  return {std::ldexp(sign * high, -kFixedPoint), std::ldexp(sign * low, -kFixedPoint)};
 }
 
 Double2 divide(Double2 a, double b) {

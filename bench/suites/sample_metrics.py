@@ -1,6 +1,4 @@
-"""Times the sample-set metrics against the usual ways to compute them, in one run.
-
-    python bench/sample_metrics.py [metric ...] [--n 6000] [--d 2048] [--threads 2] [--save]
+"""Sample-set metrics against the usual ways to compute them.
 
 Per metric: seconds of both (medians of interleaved rounds), their ratio, the two values, and the
 share of the float32 GEMM rate of the same run that our time is, counting only needed flops. The
@@ -10,11 +8,7 @@ package (scikit-learn's distances, where it is installed, else torch.cdist).
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from run import ROOT, cpu_name, timing_lock
 
 import pixleap as px
 from pixleap import metrics
@@ -138,79 +128,58 @@ def timed(f: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, value
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("metrics", nargs="*", default=list(ENTRIES))
-    parser.add_argument("--n", type=int, default=6000)
-    parser.add_argument("--d", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-peer", action="store_true", help="time ours only")
-    parser.add_argument(
-        "--save", action="store_true", help="write bench/results/sample_metrics[_N].md"
-    )
-    options = parser.parse_args()
+def text(value: Any) -> str:
+    return "-" if value is None else ", ".join(f"{part:.6g}" for part in np.atleast_1d(value))
+
+
+def table(
+    threads: int,
+    names: tuple[str, ...] = tuple(ENTRIES),
+    n: int = 6000,
+    d: int = 2048,
+    rounds: int = 3,
+    peers: bool = True,
+) -> list[str]:
     global LINES
-    LINES = orthogonal_lines(options.d)
-    px.set_num_threads(options.threads)
-    torch.set_num_threads(options.threads)
+    LINES = orthogonal_lines(d)
     rng = np.random.default_rng(0)
-    n, d = options.n, options.d
     # Like Inception's features: not negative, of a common mean.
     x, y = (
         np.maximum(scale * rng.standard_normal((n, d), dtype=np.float32) + 0.3, 0).astype("f4")
         for scale in (0.4, 0.42)
     )
     rows = [
-        f"`python bench/sample_metrics.py {shlex.join(sys.argv[1:])}`",
-        "",
-        f"{datetime.date.today()}, {cpu_name()}, ISA {px.isa()}, {options.threads} threads, torch "
-        f"{torch.__version__}. N = M = {n}, d = {d}.",
+        f"### N = M = {n}, d = {d}, {threads} thread{'s' if threads > 1 else ''}",
         "",
         "| metric | pixleap | peer | ratio | share of GEMM | memory beside features "
         "| value | peer's value |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    print("\n".join(rows), flush=True)
-    with timing_lock():
-        for name in options.metrics:
-            entry = ENTRIES[name]
-            ours, peers, shares = [], [], []
-            before = reset_peak()
-            value = peer_value = None
-            memory = 0.0
-            for i in range(options.rounds):
-                rate = gemm_rate() if i else 0.0
-                t, value = timed(lambda e=entry: e.ours(x, y))  # type: ignore[misc]
-                ours.append(t)
-                if i == 0:
-                    memory = (status("VmHWM") - before) / 1024
-                    rate = gemm_rate()
-                shares.append(entry.flops(n, d) / t / rate)
-                if not options.no_peer:
-                    t, peer_value = timed(lambda e=entry: e.peer(x, y))  # type: ignore[misc]
-                    peers.append(t)
-            peer_text = f"{statistics.median(peers):.2f} s" if peers else "-"
-            ratio = (
-                statistics.median(b / a for a, b in zip(ours, peers, strict=True)) if peers else 0
-            )
-
-            def text(v: Any) -> str:
-                return (
-                    ", ".join(f"{part:.6g}" for part in np.atleast_1d(v)) if v is not None else "-"
-                )
-
-            rows.append(
-                f"| {name} | {statistics.median(ours):.2f} s | {peer_text} | {ratio:.2f}x "
-                f"| {100 * statistics.median(shares):.0f} % | {memory:.0f} MiB "
-                f"| {text(value)} | {text(peer_value)} |"
-            )
-            print(rows[-1], flush=True)
-    if options.save:
-        size = "" if n == 6000 else f"_{n}"
-        path = ROOT / "bench" / "results" / f"sample_metrics{size}.md"
-        path.write_text("\n".join([*rows, ""]))
+    for name in names:
+        rows.append(row(name, x, y, rounds, peers))
+        print(rows[-1], flush=True)
+    return [*rows, ""]
 
 
-if __name__ == "__main__":
-    main()
+def row(name: str, x: np.ndarray, y: np.ndarray, rounds: int, peers: bool) -> str:
+    entry = ENTRIES[name]
+    ours, theirs, shares = [], [], []
+    before = reset_peak()
+    value = peer_value = None
+    memory = 0.0
+    for i in range(rounds):
+        seconds, value = timed(lambda: entry.ours(x, y))
+        if i == 0:
+            memory = (status("VmHWM") - before) / 1024
+        ours.append(seconds)
+        shares.append(entry.flops(*x.shape) / seconds / gemm_rate())
+        if peers:
+            seconds, peer_value = timed(lambda: entry.peer(x, y))
+            theirs.append(seconds)
+    peer = f"{statistics.median(theirs):.2f} s" if peers else "-"
+    ratio = f"{statistics.median(map(np.divide, theirs, ours)):.2f}x" if peers else "-"
+    return (
+        f"| {name} | {statistics.median(ours):.2f} s | {peer} | {ratio} "
+        f"| {100 * statistics.median(shares):.0f} % | {memory:.0f} MiB "
+        f"| {text(value)} | {text(peer_value)} |"
+    )
