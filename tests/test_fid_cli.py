@@ -248,11 +248,13 @@ def test_a_failing_write_leaves_no_part(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full_disk(self: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    write = Path.write_bytes
+
+    def full_disk(self: Path, data: Any) -> int:
+        write(self, bytes(data)[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(px.metrics.FeatureMoments, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     line = fails(capsys, folders[0], *DIGIT, "--save-stats", tmp_path / "s.npz")
     assert "No space left on device" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
