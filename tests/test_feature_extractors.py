@@ -31,12 +31,7 @@ PEERS = {
 PEER_PROBABILITIES = (9.17555631e-4, 8.62053712e-4, 1.27524812e-3, 6.46333318e-4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_state() -> dict[str, torch.Tensor]:

@@ -36,14 +36,6 @@ def assert_same_bits(a: FeatureMoments, b: FeatureMoments) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.fixture(autouse=True)
-def restore() -> Any:
-    isa, threads = px.isa(), px.num_threads()
-    yield
-    px.set_isa(isa)
-    px.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("isa", px.available_isas())
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,7 @@ SIDES = (1, 2, 3, 4)
 DIGITS = Path(__file__).parent / "data" / "digits_held_out.npz"  # 4 per class, never trained on
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_vae(patch_nums: tuple[int, ...] = SIDES, **settings: Any) -> VQVAE:

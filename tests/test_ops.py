@@ -35,14 +35,6 @@ SMALL_IDS = [f"{op}-{case.name}" for op, case in SMALL]
 ISAS = px.available_isas()
 
 
-@pytest.fixture(autouse=True)
-def restore() -> Any:
-    isa, threads = px.isa(), px.num_threads()
-    yield
-    px.set_isa(isa)
-    px.set_num_threads(threads)
-
-
 def build(case: Case, dtype: str) -> tuple[Any, Any]:
     args, kwargs = case.make(np.random.default_rng(7))
     return to_torch(args, dtype), to_torch(kwargs, dtype)

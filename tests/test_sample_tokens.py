@@ -78,12 +78,8 @@ def test_distribution(setting: dict[str, Any], isa: str) -> None:
     x = x / setting.get("temperature", 1.0)
     keep = official_keep(x, setting.get("top_k", 0), setting.get("top_p", 1.0))
     exact = x.masked_fill(~keep, -torch.inf).softmax(-1).numpy()
-    before = px.isa()
-    try:
-        px.set_isa(isa)
-        observed = counts(logits, **kwargs)
-    finally:
-        px.set_isa(before)
+    px.set_isa(isa)
+    observed = counts(logits, **kwargs)
     assert_distributed(observed, exact)
 
 

@@ -5,8 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <mutex>
+
+#include "core/scratch.h"
 
 namespace pixleap {
 
@@ -69,11 +70,5 @@ class Lapack {
                 const Int*, const double*, double*, const Int*, size_t, size_t);
   void call_syevd(Syevd* f, const char* job, int64_t n, double* a, double* values) const;
 };
-
-// Scratch without the cost of writing zeros first.
-template <class T>
-std::unique_ptr<T[]> scratch(int64_t n) {
-  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(n));
-}
 
 }  // namespace pixleap

@@ -33,7 +33,6 @@ class MatrixBatch {
   void store(int64_t index, const double* src) const;
   // " in matrix (2, 0)" for messages; nothing where there is but one.
   std::string where(int64_t index) const;
-  const View& view() const { return view_; }
 
  private:
   template <class F>

@@ -1,16 +1,11 @@
 #include "ops/feature_moments/feature_moments.h"
 
-#include <memory>
+#include "core/scratch.h"
 
 namespace pixleap {
 namespace {
 
 constexpr KernelTable<FeatureMomentsParams> kernels = PIXLEAP_KERNELS(feature_moments);
-
-template <class T>
-std::unique_ptr<T[]> scratch(int64_t n) {
-  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(n));
-}
 
 void check_state(const Check& check, const View& v, int64_t length) {
   check.dtype(v, {DType::i64});

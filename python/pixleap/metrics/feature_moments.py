@@ -71,12 +71,12 @@ class FeatureMoments:
     @property
     def mean(self) -> np.ndarray:
         """(d,) float64."""
-        return self._statistics()[0]
+        return self.statistics()[0]
 
     @property
     def covariance(self) -> np.ndarray:
         """(d, d) float64, divisor count - 1."""
-        return self._statistics()[1]
+        return self.statistics()[1]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (d,) and covariance (d, d), float64.
@@ -84,9 +84,6 @@ class FeatureMoments:
         Raises:
             ValueError: fewer than 2 rows.
         """
-        return self._statistics()
-
-    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         if self.count < 2:
             raise ValueError(
                 f"FeatureMoments: a covariance needs at least 2 rows, got {self.count}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .frechet_features import SAFE_PIVOT, check_features, factor
+from .frechet_features import SAFE_PIVOT, centred_factor, check_features, factor
 
 # Below this ratio of singular values their squares have lost too much to rounding.
 _GRAM_RATIO = 1e-4
@@ -34,8 +34,8 @@ class _Rows:
     def __init__(self, x: np.ndarray, mu: np.ndarray) -> None:
         self.n, d = x.shape
         self.few = self.n <= d
-        self.root = factor(x, mu)
         self.centred = x - mu
+        self.root = factor(x, mu) if self.few else centred_factor(self.centred)
 
     def pull_back(self, gradient: np.ndarray) -> np.ndarray:
         if self.few:  # the reflection of `factor`
