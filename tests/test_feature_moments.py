@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,50 @@ def test_same_bits_for_any_thread_count() -> None:
         results.append(moments_of(CHUNKS))
     assert_same_bits(results[0], results[1])
     assert_same_bits(results[0], results[2])
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_several_tiles_and_blocks(dtype: Any, isa: str) -> None:
+    """The op adds in place, so that the threads of test_ops.py compare an array with itself."""
+    px.set_isa(isa)
+    d, n = 203, 2101
+    x = (1 + np.random.default_rng(3).standard_normal((n, d))).astype(dtype)
+    totals = []
+    for threads in (1, 2, 5):
+        px.set_num_threads(threads)
+        second, first = np.zeros((d * (d + 1) // 2, 2), np.int64), np.zeros((d, 2), np.int64)
+        px.ops.feature_moments(x, second, first)
+        totals.append((second, first))
+    for other in totals[1:]:
+        for a, b in zip(totals[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    want = np.cov(x.T.astype(np.float64))
+    got = px.ops.feature_covariance(*totals[0], n)[1]
+    assert np.abs(got - want).max() <= (1e-6 if dtype is np.float32 else 1e-13) * want.max()
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+def test_totals_against_rational_arithmetic(isa: str) -> None:
+    """Rows one by one are centred to zero: what is left is the way from products to integers."""
+    px.set_isa(isa)
+    rng = np.random.default_rng(4)
+    magnitudes = 2.0 ** rng.integers(-40, 25, (40, 11))
+    rows = (rng.choice([-1.0, 1.0], (40, 11)) * rng.uniform(1, 2, (40, 11)) * magnitudes).astype(
+        np.float32
+    )
+    i, j = np.tril_indices(11)
+    second, first = np.zeros((len(i), 2), np.int64), np.zeros((11, 2), np.int64)
+    for row in rows:
+        px.ops.feature_moments(row[None], second, first)
+
+    def integers(totals: np.ndarray) -> np.ndarray:
+        return totals[:, 1].astype(object) * 2**64 + totals[:, 0].view(np.uint64).astype(object)
+
+    exact = np.array([[Fraction(float(v)) * 2**74 for v in row] for row in rows])
+    np.testing.assert_array_equal(integers(first), exact.sum(axis=0))
+    products = (exact[:, i] * exact[:, j] / 2**74).sum(axis=0)
+    assert np.abs(integers(second) - products).max() <= 0.51 * len(rows)  # half a unit per row
 
 
 def test_same_bits_however_chunks_are_spread() -> None:
@@ -179,7 +224,7 @@ def test_bad_updates_leave_the_state(folded: bool) -> None:
         (lambda: CHUNKS[0].astype(np.int64), TypeError, "floating point"),
     ]
     if folded:
-        updates.append((lambda: np.full((2, D), 1e9), ValueError, "rescale"))
+        updates.append((lambda: np.full((2, D), 1e9), ValueError, r"rescale.*column 0"))
     for make, error, message in updates:
         moments = start()
         with pytest.raises(error, match=message) as caught:

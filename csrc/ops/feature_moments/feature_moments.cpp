@@ -32,22 +32,23 @@ void feature_moments(const Out& second, const Out& first, const View& features) 
   check.no_overlap(second, features, false);
   check.no_overlap(first, features, false);
   if (n == 0 || d == 0) return;
-  const int64_t rows = n < kFeatureBlock ? n : kFeatureBlock;
+  const int64_t blocks = parts(n, kFeatureBlock), columns = parts(d, kFeatureTile) * kFeatureTile;
   const int64_t itemsize = features.dtype == DType::f64 ? 8 : 4;
-  const auto largest = scratch<double>(n), centred = scratch<double>(d);
-  const auto shift = scratch<float>(d);
-  const auto packed = scratch<char>(rows * feature_padding(d) * itemsize);
-  int64_t bad_row = -1;
-  bool overflow = false;
+  const auto sums = scratch<double>(blocks * columns), squares = scratch<double>(blocks * columns);
+  const auto shift = scratch<float>(columns);
+  const auto lever = scratch<double>(2 * columns);
+  const auto packed = scratch<char>(parts(n, blocks) * columns * itemsize + 64);
+  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(packed.get()) + 63) / 64 * 64;
+  int64_t bad_row = -1, overflow = -1;
   kernels.run(check,
               {features.data, features.dtype, n, d, features.stride(0), second.as<int64_t>(),
-               first.as<int64_t>(), largest.get(), centred.get(), shift.get(), packed.get(),
-               &bad_row, &overflow},
+               first.as<int64_t>(), columns, sums.get(), squares.get(), shift.get(), lever.get(),
+               reinterpret_cast<void*>(aligned), &bad_row, &overflow},
               features);
   check.value(bad_row < 0, "features", "finite values",
               "NaN or infinity in row " + std::to_string(bad_row));
-  check.value(!overflow, "features", "sums of squares below 2^52 (rescale the features)",
-              "larger ones");
+  check.value(overflow < 0, "features", "sums of squares below 2^52 (rescale the features)",
+              "a larger one in column " + std::to_string(overflow));
 }
 
 }  // namespace pixleap

@@ -15,14 +15,14 @@ def feature_moments(features: Array, second: Array, first: Array) -> tuple[Array
     Returns:
         (second, first). Each total is a 128-bit integer (low and high half) in units of 2^-74, so
         that totals can be added in any order, on any machine, with the same bits. Rows are taken in
-        blocks of 1024 of one call, centred about their float32 mean; products of float32, bfloat16
-        and float16 features are added in float32 over 128 rows and in float64 from there, those of
-        float64 in float64; moments about zero are then formed in twice that precision. Results
-        depend on how rows are split into calls, not on threads.
+        equal blocks of at most 2048 of one call, centred about their float32 mean; products of
+        float32, bfloat16 and float16 features are added in float32 over at most 128 rows and in
+        float64 from there, those of float64 in float64; moments about zero are then formed in twice
+        that precision. Results depend on how rows are split into calls, not on threads.
 
     Raises:
         ValueError: shapes that do not fit; NaN or infinity (the row is named); sums of squares of
-            2^52 and more. Nothing was added then.
+            2^52 and more (a column is named). Nothing was added then.
         TypeError: dtypes or devices that do not fit.
 
     Features of a standard deviation below about 1e-6 should be scaled up: 2^-74 is 5e-23.
