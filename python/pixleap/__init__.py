@@ -17,7 +17,7 @@ from ._native import available_isas, isa, num_threads, set_isa, set_num_threads
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
-    from . import decode, metrics, models
+    from . import decode, metrics, models, solvers
 
 try:
     __version__ = version("pixleap")
@@ -38,9 +38,10 @@ __all__ = [
     "reference",
     "set_isa",
     "set_num_threads",
+    "solvers",
 ]
 
-_LAZY = ("decode", "integrations", "metrics", "models")
+_LAZY = ("decode", "integrations", "metrics", "models", "solvers")
 
 
 def __getattr__(name: str) -> Any:

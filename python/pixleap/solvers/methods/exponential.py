@@ -1,0 +1,141 @@
+"""Exponential integrators in lambda: DPM-Solver, DPM-Solver++, their SDE forms, UniPC, SA-Solver.
+
+With x0 predicted and noise strength tau (0: ODE, 1: SDE), q = 1 + tau^2,
+
+    x' = sigma'/sigma exp(-tau^2 h) x
+         + q alpha' integral exp(q (lambda - lambda')) x0(lambda) dlambda
+         + sigma' sqrt(1 - exp(-2 tau^2 h)) z
+
+and correspondingly for predicted noise. The prediction under the integral is the polynomial through
+earlier ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..method import Step, Value, method
+from ..schedule import Point, choose
+from ..weights import combine, lagrange_integrals
+
+
+def integrate(
+    s: Step,
+    x: Value,
+    nodes: Sequence[tuple[Value, Point]],
+    *,
+    sample: bool,
+    tau: float = 0.0,
+    start: Point | None = None,
+    end: Point | None = None,
+) -> Value:
+    """The deterministic part of the formula above, exactly, for the polynomial through `nodes`."""
+    a, b = start or s.now, end or s.next
+    values, points = zip(*nodes, strict=True)
+    q, h = 1 + tau**2, b.lam - a.lam
+    if sample:
+        kept = 0.0 if math.isinf(h) else b.sigma / a.sigma * math.exp(-(tau**2) * h)
+        if len(values) == 1 or math.isinf(h):
+            w = [b.alpha * -math.expm1(-q * h)] + [0.0] * (len(values) - 1)
+        else:
+            w = lagrange_integrals(
+                [p.lam for p in points],
+                a.lam,
+                b.lam,
+                lambda u: q * b.alpha * np.exp(q * (u - b.lam)),
+            )
+    else:
+        kept = b.alpha / a.alpha
+        if len(values) == 1:
+            w = [q * (b.sigma - b.alpha * a.ratio)]
+        else:
+            w = lagrange_integrals(
+                [p.lam for p in points], a.lam, b.lam, lambda u: -q * b.alpha * np.exp(-u)
+            )
+    return x * kept + combine(w, values)
+
+
+def spread(s: Step, tau: float, sample: bool) -> float:
+    """Standard deviation of the noise of a step."""
+    if tau == 0 or s.next.sigma == 0:
+        return 0.0
+    e = math.expm1(-2 * tau**2 * s.h) if sample else -math.expm1(2 * tau**2 * s.h)
+    return s.next.sigma * math.sqrt(-e)
+
+
+def differences(nodes: Sequence[tuple[Value, Point]], h: float) -> tuple[Value, Value | None]:
+    """Divided differences: h f' and, from three nodes, the h^2 f'' / 2 of the DPM-Solver codes."""
+    (m0, p0), (m1, p1) = nodes[:2]
+    r0 = (p0.lam - p1.lam) / h
+    d0 = (m0 - m1) / r0
+    if len(nodes) == 2:
+        return d0, None
+    m2, p2 = nodes[2]
+    r1 = (p1.lam - p2.lam) / h
+    d1 = (m1 - m2) / r1
+    return d0 + (d0 - d1) * (r0 / (r0 + r1)), (d0 - d1) / (r0 + r1)
+
+
+def _multistep(s: Step, m0: Value, x: Value, sample: bool, tau: float, solver_type: str) -> Any:
+    choose(solver_type, ("midpoint", "heun"), "dpm_solver", "solver_type")
+    nodes = s.nodes(m0)
+    if len(nodes) == 1 or (s.consistent and (len(nodes) > 2 or solver_type == "heun")):
+        x = integrate(s, x, nodes, sample=sample, tau=tau)
+    else:
+        x = integrate(s, x, nodes[:1], sample=sample, tau=tau)
+        d1, d2 = differences(nodes, s.h)
+        big = (1 + tau**2) * s.h * (1 if sample else -1)  # phi functions of this argument
+        scale = s.next.alpha if sample else -s.next.sigma * (1 + tau**2)
+        factor = -math.expm1(-big) if sample else math.expm1(s.h)
+        phi2 = math.expm1(-big) / big + 1 if sample else math.expm1(s.h) / s.h - 1
+        x = x + d1 * (scale * (factor / 2 if solver_type == "midpoint" and d2 is None else phi2))
+        if d2 is not None and sample:
+            # diffusers has the wrong sign of 1/2 in its SDE form.
+            half = 0.5 if tau else -0.5
+            x = x - d2 * (scale * ((math.expm1(-big) + big) / big**2 + half))
+        elif d2 is not None:
+            x = x + d2 * (scale * ((math.expm1(s.h) - s.h) / s.h**2 - 0.5))
+    noise = spread(s, tau, sample)
+    return x + s.noise() * noise if noise else x
+
+
+@method(
+    "dpmpp",
+    prediction="sample",
+    order=2,
+    history=None,
+    source="Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++, multistep); SDE form as in k-diffusion",
+    dpmpp_1m={"order": 1},
+    dpmpp_2m={"order": 2},
+    dpmpp_3m={"order": 3},
+    dpmpp_1m_sde={"order": 1, "tau": 1.0},
+    dpmpp_2m_sde={"order": 2, "tau": 1.0},
+    dpmpp_3m_sde={"order": 3, "tau": 1.0},
+)
+def dpmpp(
+    s: Step, x: Value, *, order: int = 2, tau: float = 0.0, solver_type: str = "midpoint"
+) -> Any:
+    m0 = yield x, s.now
+    return _multistep(s, m0, x, True, tau, solver_type)
+
+
+@method(
+    "dpm_solver",
+    prediction="noise",
+    order=2,
+    history=None,
+    source="Lu et al. 2022, arXiv 2206.00927 (DPM-Solver, multistep)",
+    dpm_solver_1={"order": 1},
+    dpm_solver_2m={"order": 2},
+    dpm_solver_3m={"order": 3},
+    sde_dpm_solver={"tau": 1.0},
+)
+def dpm_solver(
+    s: Step, x: Value, *, order: int = 2, tau: float = 0.0, solver_type: str = "midpoint"
+) -> Any:
+    e0 = yield x, s.now
+    return _multistep(s, e0, x, False, tau, solver_type)
