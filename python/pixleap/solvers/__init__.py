@@ -3,7 +3,7 @@
 from . import methods, reference
 from .grids import GRIDS, points
 from .linear_form import LinearForm
-from .method import ALIASES, METHODS, Step, method
+from .method import ALIASES, METHODS, Step, conversion, method
 from .plan import SolverPlan, solver_plan
 from .schedule import PREDICTION_TYPES, NoiseSchedule, Point, dynamic_shift_mu, flow_shift
 from .solver import Solver, solver_step
@@ -25,6 +25,7 @@ __all__ = [
     "Solver",
     "SolverPlan",
     "Step",
+    "conversion",
     "dynamic_shift_mu",
     "flow_shift",
     "method",
