@@ -65,3 +65,9 @@ def residuals(path: Path, result: FlowResult) -> None:
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def save_grid(path: Path, images: Tensor, columns: int = 10) -> None:
+    """(N, 1 or 3, h, w) in [0, 1] as one picture, four screen pixels per pixel."""
+    canvas = grid(images, columns)
+    plt.imsave(path, np.kron(canvas, np.ones((4, 4))), cmap="gray", vmin=0, vmax=1)

@@ -1,0 +1,181 @@
+"""What solvers, guidance and feature caching are worth on the embedded digit model.
+
+Frechet distance (classifier features) of 400 class-conditional digits to held-out ones, from the
+same noise for every sampler, against the number of model evaluations (NFE) per image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import pixleap as px
+from pixleap import caching, guidance, solvers
+from pixleap.decode import diffusion, noise_schedule
+from pixleap.models import load_classifier, load_digits_dit
+
+PER_CLASS = 40
+BUDGETS = (5, 8, 10, 20, 50)
+SOLVERS: dict[str, dict[str, Any]] = {
+    "ddim": {},
+    "ddpm": {},
+    "euler_ancestral": {"eta": 0.5},
+    "heun": {},
+    "lms": {},
+    "deis": {},
+    "dpmpp_2m": {},
+    "dpmpp_3m": {},
+    "dpmpp_2m_sde": {},
+    "unipc": {},
+}
+PICTURE = Path(__file__).resolve().parents[2] / "docs" / "digit_samplers.png"
+
+
+class Score:
+    """Frechet distance and accuracy of a batch of digits."""
+
+    def __init__(self) -> None:
+        self.classifier = load_classifier()
+        self.labels = torch.arange(10).repeat_interleave(PER_CLASS)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> tuple[float, float]:
+        path = files("pixleap.models") / "weights" / "digits_reference.npz"
+        side = images.shape[-1]
+        with np.load(str(path)) as moments:
+            reference = moments[f"mu_{side}"], moments[f"sigma_{side}"]
+        images = images.clamp(-1, 1)
+        features = self.classifier.features(images).double().numpy()
+        ours = features.mean(axis=0), np.cov(features, rowvar=False)
+        right = self.classifier(images).argmax(1) == self.labels
+        return px.metrics.frechet_distance(*ours, *reference), float(right.double().mean())
+
+
+def steps_for(name: str, budget: int, schedule: solvers.NoiseSchedule) -> int:
+    """The most steps whose model evaluations stay within the budget."""
+    return max(
+        n
+        for n in range(3, budget + 1)
+        if solvers.solver_plan(name, schedule, "lu", steps=n).evaluations <= budget
+    )
+
+
+def picture(shown: dict[tuple[str, int], torch.Tensor]) -> None:
+    """One row per solver, ten digits per budget."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from pixleap.cli.pictures import grid
+
+    figure, axes = plt.subplots(len(SOLVERS), len(BUDGETS), figsize=(15, 4.2), dpi=110)
+    for i, name in enumerate(SOLVERS):
+        for j, budget in enumerate(BUDGETS):
+            axis = axes[i, j]
+            axis.imshow(grid(shown[name, budget] / 2 + 0.5), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if j == 0:
+                axis.set_ylabel(name, rotation=0, ha="right", va="center")
+            if i == 0:
+                axis.set_title(f"{budget} NFE")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(PICTURE)
+    plt.close(figure)
+
+
+def solver_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
+    schedule = noise_schedule(model)
+    lines = [
+        "### Frechet distance against NFE, no guidance",
+        "",
+        "| solver | " + " | ".join(f"{b} NFE" for b in BUDGETS) + " |",
+        "|---|" + "---|" * len(BUDGETS),
+    ]
+    shown: dict[tuple[str, int], torch.Tensor] = {}
+    for name, options in SOLVERS.items():
+        cells = []
+        for budget in BUDGETS:
+            steps = steps_for(name, budget, schedule)
+            images = diffusion(
+                model, score.labels, solver=name, steps=steps, noise=noise, **options
+            )
+            shown[name, budget] = images[::PER_CLASS]
+            cells.append(f"{score(images)[0]:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    picture(shown)
+    return [*lines, ""]
+
+
+Row = tuple[str, Callable[[], torch.Tensor]]
+
+
+def saving_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
+    """Fewer model evaluations or block calls, with guidance of scale 1.5 and 20 steps."""
+    steps, scale, blocks = 20, 1.5, len(model.blocks)
+    calls = 0
+
+    def sample(**options: Any) -> torch.Tensor:
+        return diffusion(
+            model, score.labels, steps=steps, noise=noise, guidance_scale=scale, **options
+        )
+
+    def cached(config: Any) -> Callable[[], torch.Tensor]:
+        def run() -> torch.Tensor:
+            with caching.apply_cache(model, config, blocks="blocks"):
+                return sample()
+
+        return run
+
+    rows: list[Row] = [("guidance at every step", sample)]
+    for gamma in (0.99, 0.999):
+        rule = guidance.AdaptiveGuidance(scale, gamma=gamma)
+        rows.append((f"Adaptive Guidance, {gamma}", lambda rule=rule: sample(guidance=rule)))
+    for interval, order in ((2, 1), (2, 2), (3, 1), (3, 2), (4, 2)):
+        config = caching.Forecast(interval=interval, order=order)
+        rows.append((f"forecast, every {interval}nd, order {order}", cached(config)))
+    rows.append(("first-block cache, 0.05", cached(caching.FirstBlockCache(0.05))))
+    lines = [
+        "### Quality against work: dpmpp_2m, 20 steps, guidance scale 1.5",
+        "",
+        "| sampler | block calls x batch | Frechet distance | accuracy |",
+        "|---|---|---|---|",
+    ]
+
+    def weigh(_: Any, inputs: Any) -> None:
+        nonlocal calls
+        calls += inputs[0].shape[0]
+
+    hooks = [block.register_forward_pre_hook(weigh) for block in model.blocks]
+    most = math.nan
+    for name, run in rows:
+        calls = 0
+        images = run()
+        work = calls / len(score.labels) / blocks
+        most = work if math.isnan(most) else most
+        distance, accuracy = score(images)
+        lines.append(
+            f"| {name} | {work:.1f} ({100 * work / most:.0f} %) | {distance:.2f} | "
+            f"{100 * accuracy:.1f} % |"
+        )
+        print(lines[-1], flush=True)
+    for hook in hooks:
+        hook.remove()
+    return [*lines, ""]
+
+
+def table(threads: int) -> list[str]:
+    torch.set_num_threads(threads)
+    score, model = Score(), load_digits_dit()
+    size = (len(score.labels), model.in_channels, model.input_size, model.input_size)
+    noise = torch.empty(size)
+    px.ops.random_normal(size, seed=1, out=noise)
+    lines = solver_rows(score, model, noise)
+    return [*lines, "![digits](../../docs/digit_samplers.png)", "", *saving_rows(score, model, noise)]
