@@ -143,11 +143,13 @@ def test_noise_does_not_depend_on_the_batch_split(name: str) -> None:
         for first, last in ((0, 2), (2, 5))
     ]
     assert torch.equal(whole, torch.cat(parts))
-    for isa in px.available_isas():
+    for isa in px.available_isas():  # the noise is the same to the bit, sums are to rounding
         px.set_isa(isa)
-        for threads in (1, 2):
-            px.set_num_threads(threads)
-            assert torch.equal(Solver(plan, seed=9).sample(model, x), whole)
+        px.set_num_threads(1)
+        alone = Solver(plan, seed=9).sample(model, x).clone()
+        px.set_num_threads(2)
+        assert torch.equal(Solver(plan, seed=9).sample(model, x), alone)
+        assert torch.allclose(alone, whole, rtol=1e-5, atol=1e-5)
     other = Solver(plan, seed=10).sample(model, x)
     assert not torch.equal(other, whole)
 

@@ -170,19 +170,22 @@ class _Ready:
         self.coefficients: Any = call.coefficients
         self.noise_scale = call.noise_scale
 
-    def bind(self, values: Mapping[str, Array], copy: tuple[str, Array] | None) -> None:
-        """Arrays for names; `copy`: a value that is written a second time, in another dtype."""
+    def bind(self, values: Mapping[str, Array], copy: tuple[str, Array] | None) -> bool:
+        """Arrays for names; `copy`: a value that is written a second time, in another dtype.
+        Returns whether that is done here."""
         call = self.call
         self.inputs = [values.get(name) for name in call.inputs]
         self.out = [values[name] for name in call.outputs]
         self.coefficients, self.noise_scale = call.coefficients, call.noise_scale
-        if copy is not None and copy[0] in call.outputs:
+        copies = copy is not None and copy[0] in call.outputs and len(self.out) < MAX_OUTPUTS
+        if copy is not None and copies:
             j, n = call.outputs.index(copy[0]), len(call.inputs)
             self.out.append(copy[1])
             self.coefficients += call.coefficients[j * n : (j + 1) * n]
             self.noise_scale += call.noise_scale[j : j + 1]
         if self.table is not None:
             self.table = np.array(self.coefficients).reshape(len(self.out), -1)
+        return copies
 
     def with_weights(self, parts: list[Array], weights: Array) -> tuple[list[Array], Array]:
         """Inputs and per-sample coefficients (B, outputs, inputs) with the model's output made of
@@ -304,17 +307,25 @@ class Solver:
         values[self.plan.start] = x
         names = [*(stage.sample for stage in self.plan.stages), self.plan.stages[-1].result]
         self._samples = [values[name] for name in names]
-        copied = self._input is not None
+        self._copies = [False] * len(names)
         for k, group in enumerate([self._before, *self._stages]):
-            last = k == len(self._stages)
-            for ready in group:
-                ready.bind(values, (names[k], self._input) if copied and not last else None)
-            if copied and group and not last:
-                self._samples[k] = self._input
+            mixed = self._input is not None and bool(group) and k < len(self._stages)
+            copy = (names[k], self._input) if mixed else None
+            done = [ready.bind(values, copy) for ready in group]
+            self._copies[k] = mixed and not any(done)  # no room among the outputs
         self.index = 0
         for ready in self._before:
             self._call(ready, ready.inputs, ready.coefficients)
-        return self._samples[0]
+        return self._sample(0) if self._before else x
+
+    def _sample(self, k: int) -> Array:
+        """The model's k-th input, in the model's dtype; at the end the result."""
+        x = self._samples[k]
+        if self._input is None or k == len(self._stages):
+            return x
+        if self._copies[k]:
+            ops.lincomb([x], (1.0,), out=[self._input])
+        return self._input
 
     def _call(self, ready: _Ready, inputs: list[Array], coefficients: Any) -> None:
         call = ready.call
@@ -363,7 +374,7 @@ class Solver:
                 inputs, coefficients = ready.with_weights(*combined)
             self._call(ready, inputs, coefficients)
         self.index = k + 1
-        return self._samples[k + 1]
+        return self._sample(k + 1)
 
     def sample(self, model: Callable[[Array, float], Any], x: Array) -> Array:
         """Runs the whole plan: `model(x, time)` gives the output, or with guidance a tuple."""
