@@ -17,7 +17,7 @@ from ._native import available_isas, isa, num_threads, set_isa, set_num_threads
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
-    from . import decode, metrics, models
+    from . import caching, decode, metrics, models
 
 try:
     __version__ = version("pixleap")
@@ -27,6 +27,7 @@ except PackageNotFoundError:  # used from a source tree
 __all__ = [
     "KVCache",
     "available_isas",
+    "caching",
     "decode",
     "info",
     "isa",
@@ -40,7 +41,7 @@ __all__ = [
     "set_num_threads",
 ]
 
-_LAZY = ("decode", "integrations", "metrics", "models")
+_LAZY = ("caching", "decode", "integrations", "metrics", "models")
 
 
 def __getattr__(name: str) -> Any:
