@@ -6,7 +6,6 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,58 +23,9 @@ from .blocks import (
     unit_stride,
 )
 from .config import Config, DeltaCache, FirstBlockCache, Forecast
-from .ring import FeatureRing
+from .state import Call, Run, Span, Statistics
 
 _cached: weakref.WeakSet[Module] = weakref.WeakSet()
-
-
-@dataclass
-class Statistics:
-    """Calls since the last `reset`.
-
-    full, forecast: calls of the module that computed every block, and that skipped some.
-    blocks_computed, blocks_saved: calls of blocks.
-    changes: FirstBlockCache's relative changes, one per call after the first.
-    """
-
-    full: int = 0
-    forecast: int = 0
-    blocks_computed: int = 0
-    blocks_saved: int = 0
-    changes: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _Span:
-    """Blocks first to last (positions over all lists) that are skipped together."""
-
-    group: str
-    first: int
-    last: int
-
-
-@dataclass
-class _Run:
-    """State of one context within a sampling run."""
-
-    rings: list[FeatureRing]
-    step: int = 0
-    head: Tensor | None = None  # FirstBlockCache: the first block's residual when last computed
-
-
-@dataclass
-class _Call:
-    """State of one call of the module."""
-
-    run: _Run
-    time: float
-    skip: str | None  # the group that is skipped
-    record: bool
-    inputs: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # by span
-    outputs: dict[int, Any] = field(default_factory=dict)  # by span, when forecasting outputs
-    done: set[int] = field(default_factory=set)  # spans recorded or skipped
-    computed: int = 0
-    saved: int = 0
 
 
 class CacheHandle:
@@ -98,7 +48,7 @@ class CacheHandle:
         lengths = [len(found) for found in lists.values()]
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
         self._spans = [
-            _Span(group, starts[stage] + first, starts[stage] + last)
+            Span(group, starts[stage] + first, starts[stage] + last)
             for group, spans in config.groups(lengths).items()
             for stage, first, last in spans
         ]
@@ -109,8 +59,8 @@ class CacheHandle:
         self._streams = streams
         self._context = "default"
         self._time: float | None = None
-        self._runs: dict[str, _Run] = {}
-        self._call: _Call | None = None
+        self._runs: dict[str, Run] = {}
+        self._call: Call | None = None
         self._undo: list[Callable[[], None]] = []
         self._install()
 
@@ -206,7 +156,7 @@ class CacheHandle:
             )
         run = self._runs.get(self._context)
         if run is None:
-            run = self._runs[self._context] = _Run([self.config.ring() for _ in self._spans])
+            run = self._runs[self._context] = Run([self.config.ring() for _ in self._spans])
         if self.config.steps is not None and run.step >= self.config.steps:
             raise RuntimeError(
                 f"apply_cache: expected at most {self.config.steps} calls in a run, as 'steps' "
@@ -214,7 +164,7 @@ class CacheHandle:
             )
         skip = self.config.skipped(run.step)
         time = float(run.step) if self._time is None else self._time
-        self._call = _Call(run, time, skip, record=skip is None)
+        self._call = Call(run, time, skip, record=skip is None)
 
     def _after(self, module: Module, args: Any, output: Any) -> None:
         call = self._call
@@ -254,8 +204,10 @@ class CacheHandle:
         if not (call.record or dynamic):
             return forward(*args, **kwargs)
         by_name = self.config.target == "residual"
-        arguments = self._arguments[k](*args, **kwargs) if by_name else {}
+        arguments = self._arguments[k](*args, **kwargs)
         starting = [i for i, span in enumerate(self._spans) if span.first == k]
+        for i in starting:
+            call.run.shapes[i] = {name: tuple(x.shape) for name, x in arguments.items()}
         copies: dict[str, Tensor] = {}
         if by_name and (starting or dynamic):
             ends = [k] * dynamic + [self._spans[i].last for i in starting]
@@ -285,7 +237,7 @@ class CacheHandle:
             if x.is_floating_point() and (None in layouts or name in names)
         }
 
-    def _record(self, call: _Call, i: int, output: Any) -> None:
+    def _record(self, call: Call, i: int, output: Any) -> None:
         """Pushes what span i did into its ring."""
         ring, end = call.run.rings[i], self._spans[i].last
         returned, kind = elements(self._blocks[end], output)
@@ -312,10 +264,13 @@ class CacheHandle:
             ring.push(call.time, values)
         call.done.add(i)
 
-    def _skip(self, call: _Call, i: int, k: int, args: Any, kwargs: Any) -> Any:
+    def _skip(self, call: Call, i: int, k: int, args: Any, kwargs: Any) -> Any:
         """What block k of the skipped span i returns: its arguments, and the last block the
         forecast."""
         span, ring = self._spans[i], call.run.rings[i]
+        arguments = self._arguments[k](*args, **kwargs)
+        if k == span.first:
+            self._compare(call.run.shapes[i], arguments)
         if self.config.target == "output":
             # Blocks in between are only fed to each other, so they may return the forecast too.
             if k == span.first:
@@ -325,7 +280,6 @@ class CacheHandle:
             if k == span.last:
                 call.done.add(i)
             return call.outputs[i]
-        arguments = self._arguments[k](*args, **kwargs)
         layout = self._layouts[k]
         if k == span.first:
             call.inputs[i] = arguments
@@ -337,7 +291,16 @@ class CacheHandle:
         call.done.add(i)
         return layout.build(sums.__getitem__)
 
-    def _decide(self, call: _Call, copies: dict[str, Tensor], output: Any) -> None:
+    def _compare(self, shapes: dict[str, tuple[int, ...]], arguments: dict[str, Tensor]) -> None:
+        """A forecast has the shapes of what was recorded; the call must have them too."""
+        for name, x in arguments.items():
+            if shapes.get(name, tuple(x.shape)) != tuple(x.shape):
+                raise ValueError(
+                    f"apply_cache: expected the blocks' argument {name} of shape {shapes[name]} as "
+                    f"recorded in this run, got {tuple(x.shape)}; call reset() before each run"
+                )
+
+    def _decide(self, call: Call, copies: dict[str, Tensor], output: Any) -> None:
         """FirstBlockCache: after the first block, whether the others are skipped."""
         config, run = self.config, call.run
         assert isinstance(config, FirstBlockCache)
