@@ -83,11 +83,10 @@ def diffusion(
         t = stage.point.time
         if guidance is None:
             x = run.step(_predict(model, x, t, labels))
-        elif guidance.needs(k, stage.point, "uncond"):
+        elif "uncond" in guidance.needs(k, stage.point):
             x = run.step(*_predict(model, torch.cat([x, x]), t, both).chunk(2))
         else:
-            cond = _predict(model, x, t, labels)
-            x = run.step(cond, cond)
+            x = run.step(_predict(model, x, t, labels), None)
         if progress is not None:
             progress(k + 1, plan.evaluations)
     return x.clone()
