@@ -17,7 +17,7 @@ from ._native import available_isas, isa, num_threads, set_isa, set_num_threads
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
-    from . import decode, metrics, models, solvers
+    from . import decode, guidance, metrics, models, solvers
 
 try:
     __version__ = version("pixleap")
@@ -28,6 +28,7 @@ __all__ = [
     "KVCache",
     "available_isas",
     "decode",
+    "guidance",
     "info",
     "isa",
     "masks",
@@ -41,7 +42,7 @@ __all__ = [
     "solvers",
 ]
 
-_LAZY = ("decode", "integrations", "metrics", "models", "solvers")
+_LAZY = ("decode", "guidance", "integrations", "metrics", "models", "solvers")
 
 
 def __getattr__(name: str) -> Any:

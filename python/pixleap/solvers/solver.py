@@ -26,15 +26,21 @@ class Guidance(Protocol):
     names: of the outputs that `Solver.step` takes, in order. `form` gives their combination where
     it is linear with numbers known beforehand: it is folded into the solver's pass. Where it
     depends on the outputs, `form` gives None and `combine` the arrays that take part and their
-    weights per sample, (B, arrays) float64 on the outputs' device.
+    weights per sample, (B, arrays) float64: NumPy for arrays of the host, else on their device.
+    `sample` is what the model was given. `needs` names the outputs that an evaluation uses (None
+    may stand for others); `reset` begins a run.
     """
 
     names: Sequence[str]
 
+    def reset(self) -> None: ...
+
+    def needs(self, stage: int, point: Point) -> Sequence[str]: ...
+
     def form(self, stage: int, point: Point) -> LinearForm | None: ...
 
     def combine(
-        self, stage: int, point: Point, outputs: Sequence[Array]
+        self, stage: int, point: Point, outputs: Sequence[Array], sample: Array
     ) -> tuple[list[Array], Array]: ...
 
 
@@ -312,6 +318,8 @@ class Solver:
             if copied and group and not last:
                 self._samples[k] = self._input
         self.index = 0
+        if self.guidance is not None:
+            self.guidance.reset()
         for ready in self._before:
             self._call(ready, ready.inputs, ready.coefficients)
         return self._samples[0]
@@ -359,7 +367,9 @@ class Solver:
                 inputs[position] = outputs[i]
             if ready.table is not None and self.guidance is not None:
                 point = self.plan.stages[k].point
-                combined = combined or self.guidance.combine(k, point, outputs)
+                combined = combined or self.guidance.combine(
+                    k, point, outputs, self._samples[k]
+                )
                 inputs, coefficients = ready.with_weights(*combined)
             self._call(ready, inputs, coefficients)
         self.index = k + 1
