@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .._arrays import Array
 from ..solvers.linear_form import LinearForm
 from ..solvers.schedule import Point, choose
-from .weighting import Number, batch_of, check_number, check_scale, columns, scale_of
+from .weighting import Number, batch_of, check_scale, columns, scale_of
 
 if TYPE_CHECKING:
     from ..solvers import Solver
@@ -48,10 +48,10 @@ class Guidance:
         self.interval_in = choose(interval_in, LEVELS, where, "interval_in")
         self.interval: tuple[float, float] | None = None
         if interval is not None:
-            low, high = (check_number(v, where, "interval", 0.0) for v in interval)
-            if low > high:
+            low, high = (float(v) for v in interval)
+            if not 0 <= low <= high:
                 raise ValueError(
-                    f"{where}: argument 'interval' expected low <= high, got {interval}"
+                    f"{where}: argument 'interval' expected 0 <= low <= high, got {interval}"
                 )
             self.interval = (low, high)
         self.scale: Any
@@ -89,8 +89,8 @@ class Guidance:
         return self.scale
 
     def weights(self, scale: Number) -> tuple[Number, ...]:
-        """Of the outputs, in the order of `names`, where the rule is linear."""
-        raise NotImplementedError
+        """Of the outputs, in the order of `names`; here of CFG between two."""
+        return scale, 1.0 - scale
 
     def form(self, stage: int, point: Point) -> LinearForm | None:
         """The outputs' combination by numbers known beforehand, or None; see `solvers.Guidance`."""

@@ -50,9 +50,6 @@ class GradientFreeClassifierGuidance(Guidance):
     def reset(self) -> None:
         self._current = self.scale
 
-    def weights(self, scale: Number) -> tuple[Number, ...]:
-        return scale, 1.0 - scale
-
     def scale_at(self, stage: int, point: Point) -> Number:
         return self._current
 

@@ -66,9 +66,6 @@ class CFG(Guidance):
         super().__init__(scale, **interval)
         self.rescale = check_number(rescale, self.where, "rescale", 0.0, 1.0)
 
-    def weights(self, scale: Number) -> tuple[Number, ...]:
-        return scale, 1.0 - scale
-
     def form(self, stage: int, point: Point) -> LinearForm | None:
         form = super().form(stage, point)
         if form is None or not self.rescale or not form.terms.get(self.names[1]):

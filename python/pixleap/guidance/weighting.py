@@ -53,10 +53,10 @@ def per_sample(rule: Callable[..., tuple[Number, ...]], table: Array, *numbers: 
     the same bits.
     """
     batch = len(table)
-    if isinstance(table, np.ndarray) and batch <= FEW:
+    if isinstance(table, np.ndarray) and 0 < batch <= FEW:
         more = [[n] * batch if isinstance(n, float) else n.tolist() for n in numbers]
         rows = [rule(*row, *own) for row, *own in zip(table.tolist(), *more, strict=True)]
-        return np.array(rows).reshape(batch, -1)
+        return np.array(rows)
     return columns(rule(*table.T, *(match(n, table) for n in numbers)), batch, table)
 
 
@@ -78,9 +78,7 @@ def match(x: Number, like: Array) -> Number:
     return like.new_tensor(x)
 
 
-def combination(
-    arrays: Sequence[Array], weights: Array | Sequence[float], out: Array | None = None
-) -> Array:
+def combination(arrays: Sequence[Array], weights: Any, out: Array | None = None) -> Array:
     """sum_i weights[i] * arrays[i] in one pass; weights: numbers, or (B, n) of each sample."""
     if out is None:
         out = empty(arrays[0], shape(arrays[0], "guidance", "output"))
@@ -95,6 +93,8 @@ def batch_of(x: Array) -> int:
 def check_number(value: Any, where: str, name: str, low: float, high: float = math.inf) -> float:
     """A finite number in [low, high], or the error that says so."""
     try:
+        if isinstance(value, str):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(

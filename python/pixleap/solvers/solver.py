@@ -321,15 +321,19 @@ class Solver:
         if self.guidance is not None:
             self.guidance.reset()
         for ready in self._before:
+            self._draw(ready)
             self._call(ready, ready.inputs, ready.coefficients)
         return self._samples[0]
 
+    def _draw(self, ready: _Ready) -> None:
+        """The caller's noise, where there is one, in the place of its name."""
+        if self.noise is not None:
+            for i, name in enumerate(ready.call.inputs):
+                if name.startswith("noise "):
+                    ready.inputs[i] = self.noise(name)
+
     def _call(self, ready: _Ready, inputs: list[Array], coefficients: Any) -> None:
         call = ready.call
-        if self.noise is not None:
-            for i, name in enumerate(call.inputs):
-                if name.startswith("noise "):
-                    inputs[i] = self.noise(name)
         ops.lincomb(
             inputs,
             coefficients,
@@ -362,14 +366,13 @@ class Solver:
             )
         combined = None
         for ready in self._stages[k]:
+            self._draw(ready)
             inputs, coefficients = ready.inputs, ready.coefficients
             for position, i in ready.slots:
                 inputs[position] = outputs[i]
             if ready.table is not None and self.guidance is not None:
                 point = self.plan.stages[k].point
-                combined = combined or self.guidance.combine(
-                    k, point, outputs, self._samples[k]
-                )
+                combined = combined or self.guidance.combine(k, point, outputs, self._samples[k])
                 inputs, coefficients = ready.with_weights(*combined)
             self._call(ready, inputs, coefficients)
         self.index = k + 1
