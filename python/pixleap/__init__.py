@@ -17,7 +17,7 @@ from ._native import available_isas, isa, num_threads, set_isa, set_num_threads
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
-    from . import caching, decode, metrics, models, solvers
+    from . import caching, decode, guidance, metrics, models, solvers
 
 try:
     __version__ = version("pixleap")
@@ -29,6 +29,7 @@ __all__ = [
     "available_isas",
     "caching",
     "decode",
+    "guidance",
     "info",
     "isa",
     "masks",
@@ -42,7 +43,7 @@ __all__ = [
     "solvers",
 ]
 
-_LAZY = ("caching", "decode", "integrations", "metrics", "models", "solvers")
+_LAZY = ("caching", "decode", "guidance", "integrations", "metrics", "models", "solvers")
 
 
 def __getattr__(name: str) -> Any:

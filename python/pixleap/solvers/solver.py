@@ -26,15 +26,21 @@ class Guidance(Protocol):
     names: of the outputs that `Solver.step` takes, in order. `form` gives their combination where
     it is linear with numbers known beforehand: it is folded into the solver's pass. Where it
     depends on the outputs, `form` gives None and `combine` the arrays that take part and their
-    weights per sample, (B, arrays) float64 on the outputs' device.
+    weights per sample, (B, arrays) float64: NumPy for arrays of the host, else on their device.
+    `sample` is what the model was given. `needs` names the outputs that an evaluation uses (None
+    may stand for others); `reset` begins a run.
     """
 
     names: Sequence[str]
 
+    def reset(self) -> None: ...
+
+    def needs(self, stage: int, point: Point) -> Sequence[str]: ...
+
     def form(self, stage: int, point: Point) -> LinearForm | None: ...
 
     def combine(
-        self, stage: int, point: Point, outputs: Sequence[Array]
+        self, stage: int, point: Point, outputs: Sequence[Array], sample: Array
     ) -> tuple[list[Array], Array]: ...
 
 
@@ -314,7 +320,10 @@ class Solver:
             done = [ready.bind(values, copy) for ready in group]
             self._copies[k] = mixed and not any(done)  # no room among the outputs
         self.index = 0
+        if self.guidance is not None:
+            self.guidance.reset()
         for ready in self._before:
+            self._draw(ready)
             self._call(ready, ready.inputs, ready.coefficients)
         return self._sample(0) if self._before else x
 
@@ -327,12 +336,15 @@ class Solver:
             ops.lincomb([x], (1.0,), out=[self._input])
         return self._input
 
+    def _draw(self, ready: _Ready) -> None:
+        """The caller's noise, where there is one, in the place of its name."""
+        if self.noise is not None:
+            for i, name in enumerate(ready.call.inputs):
+                if name.startswith("noise "):
+                    ready.inputs[i] = self.noise(name)
+
     def _call(self, ready: _Ready, inputs: list[Array], coefficients: Any) -> None:
         call = ready.call
-        if self.noise is not None:
-            for i, name in enumerate(call.inputs):
-                if name.startswith("noise "):
-                    inputs[i] = self.noise(name)
         ops.lincomb(
             inputs,
             coefficients,
@@ -365,12 +377,13 @@ class Solver:
             )
         combined = None
         for ready in self._stages[k]:
+            self._draw(ready)
             inputs, coefficients = ready.inputs, ready.coefficients
             for position, i in ready.slots:
                 inputs[position] = outputs[i]
             if ready.table is not None and self.guidance is not None:
                 point = self.plan.stages[k].point
-                combined = combined or self.guidance.combine(k, point, outputs)
+                combined = combined or self.guidance.combine(k, point, outputs, self._samples[k])
                 inputs, coefficients = ready.with_weights(*combined)
             self._call(ready, inputs, coefficients)
         self.index = k + 1
