@@ -67,10 +67,11 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.frequency_embedding_size // 2
-        steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = t.float()[:, None] * torch.exp(steps * (-math.log(10000.0) / half))
-        waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return self.mlp(waves.to(self.mlp.get_parameter("0.weight").dtype))
+        weight = self.mlp.get_parameter("0.weight")
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # bf16 cannot tell t = 998 and 999
+        steps = torch.arange(half, dtype=dtype, device=t.device)
+        angles = t.to(dtype)[:, None] * torch.exp(steps * (-math.log(10000.0) / half))
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(weight.dtype))
 
 
 class LabelEmbedder(nn.Module):

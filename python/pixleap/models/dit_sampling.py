@@ -40,7 +40,7 @@ def trailing_timesteps(steps: int, num_train_timesteps: int = 1000) -> np.ndarra
     """`steps` times, evenly from num_train_timesteps - 1 down, a step above the clean image."""
     if not 1 <= steps <= num_train_timesteps:
         raise ValueError(f"steps must be 1 to {num_train_timesteps}, got {steps}")
-    return num_train_timesteps * (1 - np.arange(steps) / steps) - 1
+    return num_train_timesteps * np.arange(steps, 0, -1) / steps - 1
 
 
 @torch.no_grad()
