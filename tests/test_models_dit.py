@@ -319,6 +319,8 @@ def test_training_files_give_their_ema(tmp_path: Path) -> None:
     assert torch.equal(loaded(x, t, y), model(x, t, y))
     torch.save(model.state_dict(), path)  # bare, as the published ones
     assert torch.equal(load_dit(path, num_heads=2)(x, t, y), model(x, t, y))
+    plain = small_dit(learn_sigma=False)
+    assert torch.equal(load_dit(plain.state_dict(), num_heads=2)(x, t, y), plain(x, t, y))
 
 
 def test_own_files_round_trip(tmp_path: Path) -> None:

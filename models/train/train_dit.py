@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,17 +28,23 @@ from data import load_digits
 
 
 class Noiser:
-    """Draws times and noise; gives noised images and what the model shall predict."""
+    """Draws times and noise; gives noised images and what the model shall predict.
 
-    def __init__(self, diffusion: dict[str, object], generator: torch.Generator) -> None:
-        self.diffusion, self.generator = diffusion, generator
+    Times are 999 u^power with u uniform: a power above 1 spends less on nearly pure noise, of
+    which the linear schedule has a lot.
+    """
+
+    def __init__(
+        self, diffusion: dict[str, Any], generator: torch.Generator, power: float = 1.0
+    ) -> None:
+        self.diffusion, self.generator, self.power = diffusion, generator, power
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (N, 1, 28, 28) -> times (N,), noised images, targets."""
         n = len(images)
         # One time in each of n equal parts of the range: less variance than n free draws.
         u = torch.randperm(n, generator=self.generator) + torch.rand(n, generator=self.generator)
-        t = u.double() / n * (self.diffusion["num_train_timesteps"] - 1)
+        t = (u.double() / n) ** self.power * (self.diffusion["num_train_timesteps"] - 1)
         alpha, sigma = (torch.from_numpy(v).float().view(-1, 1, 1, 1)
                         for v in alpha_sigma(t.numpy(), self.diffusion))  # fmt: skip
         noise = torch.randn(images.shape, generator=self.generator)
@@ -51,6 +58,18 @@ def validate(model: DiT, images: Tensor, labels: Tensor) -> float:
     """Loss on the held-out digits with one fixed draw of times and noise."""
     t, noised, target = Noiser(model.diffusion, torch.Generator().manual_seed(1))(images)
     return F.mse_loss(model(noised, t, labels), target).item()
+
+
+@torch.no_grad()
+def widen_embeddings(model: DiT) -> None:
+    """Start times and labels at a size that blocks can tell apart at once.
+
+    The official start (standard deviation 0.02) suits runs a hundred times as long.
+    """
+    for layer in model.t_embedder.mlp:
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(layer.weight)
+    torch.nn.init.normal_(model.y_embedder.embedding_table.weight, std=0.5)
 
 
 @torch.no_grad()
@@ -71,11 +90,12 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=5)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--augment", type=float, default=0.5)
+    parser.add_argument("--power", type=float, default=1.5, help="of the times; 1: uniform")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -86,6 +106,7 @@ def main() -> None:
     images, labels, held_out, held_out_labels = load_digits()
     model = DiT(28, 4, 1, args.width, args.depth, args.heads, num_classes=10, learn_sigma=False,
                 diffusion={"prediction_type": args.prediction_type})  # fmt: skip
+    widen_embeddings(model)
     ema = Ema(model, args.ema)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.0
@@ -93,7 +114,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     path = WEIGHTS / f"{args.name}.npz"
     log, start = Log(args.name), time.perf_counter()
-    noiser, train_loss = Noiser(model.diffusion, generator), 0.0
+    noiser, train_loss = Noiser(model.diffusion, generator, args.power), 0.0
     per_epoch = len(images) // args.batch
     with Progress() as progress:
         for step in progress.track(range(args.steps), description=args.name):
