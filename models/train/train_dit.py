@@ -1,12 +1,16 @@
 """Train the embedded class-conditional diffusion transformer on 28 x 28 digits.
 
-PYTHONPATH=python python models/train/train_dit.py
+The weights in the package come from two rounds, the second going on from a copy of the first's:
+python models/train/train_dit.py --stop 2500
+python models/train/train_dit.py --init COPY.npz --steps 3000 --rate 1.5e-3 --seed 1
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +95,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--stop", type=int, help="end after so many steps of the schedule")
+    parser.add_argument("--init", type=Path, help="go on from this checkpoint")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--ema", type=float, default=0.999)
@@ -106,18 +112,24 @@ def main() -> None:
     images, labels, held_out, held_out_labels = load_digits()
     model = DiT(28, 4, 1, args.width, args.depth, args.heads, num_classes=10, learn_sigma=False,
                 diffusion={"prediction_type": args.prediction_type})  # fmt: skip
+    log = Log(args.name)
     widen_embeddings(model)
+    if args.init:
+        model.load_state_dict(load_dit(args.init).state_dict())
+        with log.path.open(newline="") as file:  # the earlier round's
+            log.rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    done, seconds = (log.rows[-1]["step"], log.rows[-1]["seconds"]) if log.rows else (0, 0.0)
     ema = Ema(model, args.ema)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.0
     )
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     path = WEIGHTS / f"{args.name}.npz"
-    log, start = Log(args.name), time.perf_counter()
+    start = time.perf_counter() - seconds
     noiser, train_loss = Noiser(model.diffusion, generator, args.power), 0.0
     per_epoch = len(images) // args.batch
     with Progress() as progress:
-        for step in progress.track(range(args.steps), description=args.name):
+        for step in progress.track(range(args.stop or args.steps), description=args.name):
             if step % per_epoch == 0:  # a fresh augmentation of every digit
                 changed = augment(images, generator, args.augment)
                 order = torch.randperm(len(images), generator=generator)
@@ -132,9 +144,9 @@ def main() -> None:
             optimizer.step()
             ema.update(model)
             train_loss += (loss.item() - train_loss) * max(0.01, 1 / (step + 1))
-            if (step + 1) % 100 == 0 or step + 1 == args.steps:
+            if (step + 1) % 100 == 0 or step + 1 == (args.stop or args.steps):
                 save_checkpoint(path, model.config, ema.model.state_dict())
-                log.add(step=step + 1, train_loss=train_loss,
+                log.add(step=done + step + 1, train_loss=train_loss,
                         held_out_loss=validate(ema.model, held_out, held_out_labels),
                         seconds=time.perf_counter() - start)  # fmt: skip
     log.draw(["train_loss", "held_out_loss"], f"mean squared error of {args.prediction_type}")
