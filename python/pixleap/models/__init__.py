@@ -2,6 +2,8 @@
 
 from .checkpoint import check_state_dict, load_checkpoint, load_state, save_checkpoint
 from .classifier import DigitClassifier, load_classifier
+from .dit import DiT
+from .dit_load import load_digits_dit, load_dit
 from .tarflow import TarFlow, load_tarflow
 from .var import VAR
 from .var_load import load_var, load_var_draft, load_vqvae
@@ -10,11 +12,14 @@ from .vqvae import VQVAE
 __all__ = [
     "VAR",
     "VQVAE",
+    "DiT",
     "DigitClassifier",
     "TarFlow",
     "check_state_dict",
     "load_checkpoint",
     "load_classifier",
+    "load_digits_dit",
+    "load_dit",
     "load_state",
     "load_tarflow",
     "load_var",
