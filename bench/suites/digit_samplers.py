@@ -72,6 +72,7 @@ def picture(shown: dict[tuple[str, int], torch.Tensor]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     from pixleap.cli.pictures import grid
 
     figure, axes = plt.subplots(len(SOLVERS), len(BUDGETS), figsize=(15, 4.2), dpi=110)
@@ -178,4 +179,9 @@ def table(threads: int) -> list[str]:
     noise = torch.empty(size)
     px.ops.random_normal(size, seed=1, out=noise)
     lines = solver_rows(score, model, noise)
-    return [*lines, "![digits](../../docs/digit_samplers.png)", "", *saving_rows(score, model, noise)]
+    return [
+        *lines,
+        "![digits](../../docs/digit_samplers.png)",
+        "",
+        *saving_rows(score, model, noise),
+    ]

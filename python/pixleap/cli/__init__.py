@@ -1,4 +1,4 @@
-"""The command line: pixleap demo | fid | info | bench."""
+"""The command line: pixleap demo | sample | fid | info | bench."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from . import fid
+from . import fid, sample
 
 
 def _info(_: argparse.Namespace) -> None:
@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     demo.add_argument("--out", default="demo", help="folder for pictures and the table")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
+    draw = commands.add_parser("sample", help="images of a diffusion model, with any solver")
+    sample.add_arguments(draw)
+    draw.set_defaults(run=sample.run)
     score = commands.add_parser("fid", help="FID, KID, precision and recall, Inception Score")
     fid.add_arguments(score)
     score.set_defaults(run=fid.run)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_labels(text: str) -> list[int]:
-    """"0-3,7" -> [0, 1, 2, 3, 7]."""
+    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
     labels: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -43,7 +43,7 @@ def parse_labels(text: str) -> list[int]:
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """"eta=0.5" -> ("eta", 0.5); numbers, True, False and words."""
+    """ "eta=0.5" -> ("eta", 0.5); numbers, True, False and words."""
     name, found, value = text.partition("=")
     if not found or not name.isidentifier():
         raise SystemExit(f"pixleap sample: --option expected as name=value, got {text!r}")
