@@ -250,6 +250,21 @@ def test_adaptive() -> None:
         solver.step(start(plan), None)
 
 
+def test_adaptive_does_not_start_again() -> None:
+    """A sample that stopped stays so where its outputs part again."""
+    plan = plan_of(steps=3)
+    g = guidance.AdaptiveGuidance(5.0, threshold=0.9)
+    c = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    like = c.copy()
+    like[0] = -c[0]
+    cases = [(like, [5, 1, 1], [0, 1, 1]), (-c, [5, 1, 1], [0, 1, 1]), (c, [5, 1, 1], [1, 1, 1])]
+    for k, (u, scale, stopped) in enumerate(cases):
+        expected = [5, 5, 5] if k == 0 else scale  # the evaluation that agrees is still guided
+        _, weights = g.combine(k, plan.stages[k].point, [c, u], c)
+        np.testing.assert_array_equal(weights, [[s, 1 - s] for s in expected])
+        np.testing.assert_array_equal(g.stopped, np.array(stopped, bool))
+
+
 class TestLinearAG:
     def linear_runs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """uncond 2 = 0.5 cond 2 - 0.2 cond 1 + 0.6 uncond 1, and so for evaluation 3."""
@@ -324,6 +339,36 @@ class TestLinearAG:
         limited = guidance.LinearAG(2.0, g.fit, interval=(0, level))
         with pytest.raises(ValueError, match="'uncond 0', which this run did not compute"):
             guided(plan, limited, start(plan))
+
+    def test_a_run_does_not_see_the_one_before(self) -> None:
+        plan = plan_of(steps=2)
+        g = guidance.LinearAG(2.0, {1: solvers.LinearForm({"uncond 0": 1.0})})
+        guided(plan, g, start(plan))
+        g.reset()
+        x = start(plan)
+        with pytest.raises(ValueError, match="which this run did not compute"):
+            g.combine(1, plan.stages[1].point, [x, None], x)
+
+    def test_kept_estimates_have_a_buffer_of_their_own(self) -> None:
+        plan = plan_of(steps=4)
+        fit = {
+            1: solvers.LinearForm({"cond 1": 0.5, "uncond 0": 0.4}),  # nobody looks at it
+            2: solvers.LinearForm({"cond 2": 0.5, "uncond 0": 0.3}),
+            3: solvers.LinearForm({"cond 3": 0.5, "uncond 2": 0.3}),
+        }
+        seen: dict[str, np.ndarray] = {}
+
+        def rule(k: int, point: Any, o: list[np.ndarray], x: np.ndarray) -> np.ndarray:
+            seen[f"cond {k}"] = o[0]
+            terms = fit[k].terms if k else {}
+            u = sum(c * seen[n] for n, c in terms.items()) if k else o[1]
+            seen[f"uncond {k}"] = u
+            return u + 4.0 * (o[0] - u)
+
+        g = guidance.LinearAG(4.0, fit)
+        check(plan, g, rule)
+        kept = [g._buffers[n] for n in ("uncond 0", "uncond 2", "uncond 1")]
+        assert len({id(b) for b in kept}) == 3
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
