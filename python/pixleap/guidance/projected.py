@@ -53,9 +53,10 @@ def _direct(eta: float, limit: float, base: str) -> Any:
     return rule
 
 
-def _averaged(eta: float, limit: float, base: str, slope: float = 1.0) -> Any:
-    """Weights of r and of the array p that it is projected on, beside 1 for the base; slope: of the
-    predicted sample by the output, where both are samples."""
+def _averaged(eta: float, limit: float, base: str, slope: float = 1.0, apart: bool = True) -> Any:
+    """Weights of r, of the array p that it is projected on and, where that is apart from the base,
+    of the base, from the sums of r and p; slope: of the predicted sample by the output, where r and
+    p are samples."""
 
     def rule(
         r: Number, p: Number, rr: Number, pp: Number, rp: Number, _: Number, scale: Number
@@ -63,7 +64,7 @@ def _averaged(eta: float, limit: float, base: str, slope: float = 1.0) -> Any:
         if base == "cond":
             scale = scale - 1.0
         a, b = _update(scale, rr, rp / at_least(pp, TINY), eta, limit)
-        return a / slope, -b / slope
+        return (a / slope, -b / slope, 1.0) if apart else (a, 1.0 - b)
 
     return rule
 
@@ -152,8 +153,10 @@ class APG(Guidance):
             if beta:
                 inputs, rows = [*inputs, r], [[*rows[0], beta], [*rows[1], 0.0]]
             ops.lincomb(inputs, rows, out=[r, along])
-        rule = _averaged(self.eta, self.norm_threshold, self.base, slope)
-        return _with_base(start, r, along, per_sample(rule, sums(r, along), scale))
+        apart = along is not start
+        rule = _averaged(self.eta, self.norm_threshold, self.base, slope, apart)
+        arrays = [r, along, start] if apart else [r, along]
+        return arrays, per_sample(rule, sums(r, along), scale)
 
 
 def _average(cond: Array, uncond: Array, r: Array, beta: float) -> None:
@@ -161,16 +164,6 @@ def _average(cond: Array, uncond: Array, r: Array, beta: float) -> None:
         ops.lincomb([cond, uncond, r], (1.0, -1.0, beta), out=[r])
     else:
         ops.lincomb([cond, uncond], (1.0, -1.0), out=[r])
-
-
-def _with_base(base: Array, r: Array, along: Array, w: Array) -> tuple[list[Array], Array]:
-    """Arrays and weights of base + w[:, 0] r + w[:, 1] along."""
-    if along is base:
-        w[:, 1] += 1.0
-        return [r, base], w
-    weights = w[:, [0, 1, 0]]
-    weights[:, 2] = 1.0
-    return [r, along, base], weights
 
 
 def _check(where: str, eta: Any, limit: Any, momentum: Any) -> tuple[float, float, float]:
@@ -215,7 +208,8 @@ def apg(
     if average is None:
         weights = per_sample(_direct(eta, limit, base), sums(cond, uncond), scale)
         return combination([cond, uncond], weights, out)
-    _average(cond, uncond, average, momentum or 0.0)
-    weights = per_sample(_averaged(eta, limit, base), sums(average, cond), scale)
-    start = cond if base == "cond" else uncond
-    return combination(*_with_base(start, average, cond, weights), out)
+    _average(cond, uncond, average, momentum)
+    apart = base == "uncond"
+    rule = _averaged(eta, limit, base, 1.0, apart)
+    arrays = [average, cond, uncond] if apart else [average, cond]
+    return combination(arrays, per_sample(rule, sums(average, cond), scale), out)

@@ -92,6 +92,8 @@ def batch_of(x: Array) -> int:
 
 def check_number(value: Any, where: str, name: str, low: float, high: float = math.inf) -> float:
     """A finite number in [low, high], or the error that says so."""
+    if type(value) is float and low <= value <= high and math.isfinite(value):
+        return value
     try:
         if isinstance(value, str):
             raise TypeError
