@@ -131,7 +131,8 @@ def points(
         times = [float(t) for t in timesteps]
         inner = [schedule.at_time(t) for t in times]
     elif not isinstance(sigmas, str) and sigmas is not None:
-        return [schedule.at_sigma(s) for s in _decreasing(sigmas, "sigmas")]
+        levels = [schedule.at_sigma(s) for s in _decreasing(sigmas, "sigmas")]  # type: ignore[arg-type]
+        return levels
     else:
         name = choose(sigmas or "karras", GRIDS, "solver_plan", "sigmas")
         if steps is None or steps < 1:

@@ -27,7 +27,7 @@ class Pass:
     outputs: list[str]
     forms: list[LinearForm]
     clamp: float | None = None
-    threshold: dict[str, float] | None = None
+    threshold: dict[str, Any] | None = None
 
     @property
     def inputs(self) -> list[str]:
@@ -128,7 +128,7 @@ class Run:
     prediction_type: str
     compat: str
     clip_sample: float | None
-    threshold: dict[str, float] | None
+    threshold: dict[str, Any] | None
 
     @property
     def prediction(self) -> str:
@@ -159,7 +159,7 @@ def prepare(
     lower_order_final: bool | None = None,
     orders: Sequence[int] | None = None,
     clip_sample: float | None = None,
-    threshold: dict[str, float] | None = None,
+    threshold: dict[str, Any] | None = None,
     **options: Any,
 ) -> Run:
     """Checks the arguments of `solver_plan`."""

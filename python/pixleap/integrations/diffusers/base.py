@@ -25,6 +25,7 @@ class FusedScheduler:
     compat = "diffusers"
     evaluations = 1  # model calls per grid step
     result_like = "both"  # whose dtype the result has: "output", "sample" or "both" (promoted)
+    second_wide = False  # whether the second result is at least float32
 
     config: Any
     timesteps: Tensor
@@ -145,16 +146,18 @@ class FusedScheduler:
         if not hasattr(self, "_runs"):
             self._runs = {}
         begin = (k + self.evaluations - 1) // self.evaluations
-        for first in (0, begin):  # solvers without memory have one plan for every begin
-            key = (first, tuple(points), self.compat, repr(options))
-            run = self._runs.get(key)
-            if run is None:
-                if len(self._runs) >= 8:
-                    self._runs.clear()
-                run = self._runs[key] = self.make_run(first, points[first:], **options)
-            if not run.has_history or first == begin:
-                break
+        run = self._plan_from(0, points, options)
+        if run.has_history and begin:  # without memory one plan serves every begin
+            run = self._plan_from(begin, points, options)
         return run.reset()
+
+    def _plan_from(self, begin: int, points: list[Point], options: dict[str, Any]) -> PlanRun:
+        key = (begin, tuple(points), self.compat, repr(options))
+        if key not in self._runs:
+            if len(self._runs) >= 8:
+                self._runs.clear()
+            self._runs[key] = self.make_run(begin, points[begin:], **options)
+        return self._runs[key]
 
     def advance(
         self,
@@ -173,7 +176,10 @@ class FusedScheduler:
         kept = x if x == y else torch.promote_types(x, y)
         like = self.result_like
         dtype = y if like == "output" else x if like == "sample" else kept
-        result = run.step(model_output.contiguous(), sample.contiguous(), noise, dtype, kept)
+        second = torch.promote_types(kept, torch.float32) if self.second_wide else kept
+        result = run.step(
+            model_output.contiguous(), sample.contiguous(), noise, dtype, kept, second
+        )
         if run.begin >= 0:
             self._step_index: int = run.begin + run.index
         return result

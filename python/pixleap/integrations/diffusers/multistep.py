@@ -17,6 +17,9 @@ from .base import FusedScheduler, Tensor, flow_points, normal, ve_points, vp_poi
 class MultistepScheduler(FusedScheduler):
     """Its sample is in the variance-preserving scale, or a flow's."""
 
+    order_list: list[int]
+    tau_func: Any
+
     def points(self) -> list[Point]:
         if self.config.get("use_flow_sigmas"):
             return flow_points(self.sigmas)
@@ -293,7 +296,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler, diffusers.FlowMatchEulerDis
         result, _ = self.advance(self.run_at(timestep), model_output, sample, lambda: noise)
         if not return_dict:
             return (result,)
-        return flow_euler.FlowMatchEulerDiscreteSchedulerOutput(prev_sample=result)
+        return flow_euler.FlowMatchEulerDiscreteSchedulerOutput(prev_sample=result)  # type: ignore[arg-type]
 
 
 class FlowMatchHeunDiscreteScheduler(FlowScheduler, diffusers.FlowMatchHeunDiscreteScheduler):
@@ -308,7 +311,8 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler, diffusers.FlowMatchHeunDiscr
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first of its step."""
-        return self.step_index is None or self.step_index % 2 == 0
+        index = self.step_index  # type: ignore[attr-defined]
+        return index is None or index % 2 == 0
 
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
         return "heun", {}
@@ -332,4 +336,4 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler, diffusers.FlowMatchHeunDiscr
         result, _ = self.advance(self.run_at(timestep), model_output, sample, None)
         if not return_dict:
             return (result,)
-        return flow_heun.FlowMatchHeunDiscreteSchedulerOutput(prev_sample=result)
+        return flow_heun.FlowMatchHeunDiscreteSchedulerOutput(prev_sample=result)  # type: ignore[arg-type]

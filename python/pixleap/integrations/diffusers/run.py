@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -76,6 +75,11 @@ class PlanRun:
         self._owned.clear()
         return self
 
+    def take_over(self, other: PlanRun) -> PlanRun:
+        """Goes on where a run stands whose plan is the same so far."""
+        self.index, self._values, self._owned = other.index, other._values, other._owned
+        return self
+
     def _buffer(self, name: str, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         while self._free:
             buffer = self._free.pop()
@@ -97,8 +101,9 @@ class PlanRun:
         noise: Noise,
         dtype: torch.dtype,
         kept: torch.dtype,
+        second: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The next sample and the second result, in `dtype`; history is kept in `kept`."""
+        """The next sample in `dtype` and the second result in `second`; history is in `kept`."""
         k = self.index
         stage, original, values = self.plan.stages[k], self._originals[k], self._values
         values[stage.sample], values[stage.output] = sample, output
@@ -109,7 +114,8 @@ class PlanRun:
             out = []
             for name in call.outputs:
                 if name == stage.result or name == original:
-                    tensor = torch.empty(sample.shape, dtype=dtype, device=sample.device)
+                    kind = dtype if name == stage.result else second
+                    tensor = torch.empty(sample.shape, dtype=kind, device=sample.device)
                 else:
                     tensor = self._buffer(name, sample, kept)
                 values[name] = tensor

@@ -55,6 +55,7 @@ class ChurnScheduler(SigmaScheduler):
     """Euler with diffusers' churn: the noise is added after the model has answered."""
 
     result_like = "output"
+    second_wide = True
 
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
         return "euler", {}
@@ -100,6 +101,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler, diffusers.EulerAncestralDi
     """k-diffusion's Euler ancestral."""
 
     result_like = "output"
+    second_wide = True
     output_class = euler_ancestral.EulerAncestralDiscreteSchedulerOutput
 
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,9 @@ class TrainedScheduler(FusedScheduler):
     """Its levels are `alphas_cumprod`."""
 
     alphas_cumprod: Tensor
+    final_alpha_cumprod: Tensor
+    variance_type: str
+    custom_timesteps: bool
     _noise_schedule: NoiseSchedule | None = None
 
     def point(self, time: int, final: Tensor | float = 1.0) -> Point:
@@ -243,6 +246,9 @@ class TCDScheduler(_DistilledScheduler, diffusers.TCDScheduler):
 class PNDMScheduler(TrainedScheduler, diffusers.PNDMScheduler):
     """Liu et al. 2022; every step has diffusers' length, train times // steps."""
 
+    _first: int
+    _second: int
+
     def check_config(self) -> None:
         super().check_config()
         if self.config.prediction_type != "epsilon":
@@ -256,34 +262,37 @@ class PNDMScheduler(TrainedScheduler, diffusers.PNDMScheduler):
         ratio = self.config.num_train_timesteps // self.num_inference_steps
         final = self.final_alpha_cumprod
 
-        def move(start: int) -> tuple[Point, Point]:
-            return self.point(start, final), self.point(start - ratio, final)
+        def move(start: int, length: int = ratio) -> tuple[Point, Point]:
+            return self.point(start, final), self.point(start - length, final)
 
         count = len(points) - 1
-        if options["times"] is not None:
-            times = options["times"]
+        times = options["times"]
+        if self.config.skip_prk_steps:
             moves = [move(times[0]), move(times[1] + ratio), *(move(t) for t in times[2:])]
             orders = [min(i + 1, 4) for i in range(count)]
             return "plms", {"moves": moves, "orders": orders}
-        ends = [(p, self.point(int(p.time) - ratio, final)) for p in points[:-1]]
-        return "pndm", {"half": ratio // 2, "ends": ends, "orders": [4] * count}
+        moves = [
+            (self.point(times[k // 4 * 4]), self.point(t if k % 2 else t - ratio // 2, final))
+            for k, t in enumerate(times[:12])
+        ]
+        return "pndm", {"moves": moves + [move(t) for t in times[12:]], "orders": [4] * count}
 
-    def _begin(self, timestep: int) -> PlanRun:
+    def _begin(self, timestep: int, second: int | None = None) -> PlanRun:
+        """The plan from `timestep` on. second: the next one, where it is known: the first PLMS
+        step has its own twice in the list, so that the first does not say which run it is."""
         times = [int(t) for t in self.timesteps]
         begin = times.index(timestep) if timestep in times else 0
-        if self.config.skip_prk_steps:
-            rest = times[begin:]
-            if len(rest) < 2:
-                self.refuse("a run of", f"{len(rest)} steps")
-            points = [self.point(t) for t in [rest[0], *rest[2:]]]
-            run = self.make_run(0, [*points, points[-1]], times=rest)
-        else:
-            if begin:
-                self.refuse("skip_prk_steps", False, "for a run that begins in the middle")
-            rest = [int(t) for t in self.prk_timesteps[::4]] + [int(t) for t in self.plms_timesteps]
-            points = [self.point(t) for t in rest]
-            run = self.make_run(0, [*points, points[-1]], times=None)
-        run.begin = -1
+        if second is not None and times[begin + 1 : begin + 2] != [second]:
+            begin += 1
+        if begin and not self.config.skip_prk_steps:
+            self.refuse("skip_prk_steps", False, "for a run that begins in the middle")
+        times = times[begin:]
+        if len(times) < 2:
+            self.refuse("number of calls", len(times))
+        first = [times[0], *times[2:]] if self.config.skip_prk_steps else times[:12:4] + times[12:]
+        points = [self.point(t) for t in first]
+        run = self.make_run(0, [*points, points[-1]], times=times)
+        run.begin, self._second = -1, times[1]
         return run
 
     def step(
@@ -293,7 +302,9 @@ class PNDMScheduler(TrainedScheduler, diffusers.PNDMScheduler):
         if self.num_inference_steps is None:
             raise ValueError("PNDMScheduler.step: call set_timesteps first")
         if self.counter == 0 or self._run is None:
-            self._run = self._begin(int(timestep))
+            self._run, self._first = self._begin(int(timestep)), int(timestep)
+        elif self.counter == 1 and int(timestep) != self._second:
+            self._run = self._begin(self._first, int(timestep)).take_over(self._run)
         run = self._run
         if run.index != self.counter:
             raise ValueError(

@@ -65,7 +65,7 @@ def spread(s: Step, tau: float, sample: bool, start: Point | None = None) -> flo
         return 0.0
     h = s.next.lam - (start or s.now).lam
     e = math.expm1(-2 * tau**2 * h) if sample else -math.expm1(2 * tau**2 * h)
-    return s.next.sigma * math.sqrt(-e)
+    return s.next.sigma * math.sqrt(max(0.0, -e))
 
 
 def differences(nodes: Sequence[tuple[Value, Point]], h: float) -> tuple[Value, Value | None]:

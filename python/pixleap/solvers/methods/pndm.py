@@ -41,23 +41,22 @@ def plms(s: Step, x: Value, *, order: int = 4, moves: Moves = ()) -> Any:
     history=3,
     source="Liu et al. 2022, arXiv 2202.09778, S-PNDM: three pseudo Runge-Kutta steps, then PLMS",
 )
-def pndm(s: Step, x: Value, *, order: int = 4, half: int = 0, ends: Moves = ()) -> Any:
-    """half: times between a step's begin and its middle, where that is not the midpoint.
-
-    ends: (from, to) of every step, where they are not the grid's.
-    """
-    a, b = ends[s.index] if ends else (s.now, s.next)
+def pndm(s: Step, x: Value, *, order: int = 4, moves: Moves = ()) -> Any:
+    """moves: the point that the noise moves the sample from and to, for every evaluation (steps 0
+    to 2 have four), where they are not the grid's."""
     if s.index > 2:
+        a, b = moves[s.index + 9] if moves else (s.now, s.next)
         e = yield x, s.now
         nodes = s.nodes(e)
         return s.move(x, combine(_AB[len(nodes) - 1], [value for value, _ in nodes]), a, b)
-    at = s.schedule.at_time
-    if half:  # diffusers: times are whole, so that the two middles may differ by one
-        reached, middle = at(a.time - half), at(s.next.time + half)
+    if moves:
+        (a, first), (_, second), (_, third), (_, b) = moves[4 * s.index : 4 * s.index + 4]
     else:
-        reached = middle = at((a.time + b.time) / 2)
+        a, b = s.now, s.next
+        first = second = s.schedule.at_time((a.time + b.time) / 2)
+        third = b
     e1 = yield x, s.now
-    e2 = yield s.move(x, e1, a, reached), middle
-    e3 = yield s.move(x, e2, a, middle), middle
-    e4 = yield s.move(x, e3, a, b), s.next
+    e2 = yield s.move(x, e1, a, first), second
+    e3 = yield s.move(x, e2, a, second), second
+    e4 = yield s.move(x, e3, a, third), s.next
     return s.move(x, (e1 + (e2 + e3) * 2 + e4) / 6, a, b)

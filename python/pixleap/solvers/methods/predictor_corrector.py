@@ -147,4 +147,4 @@ def _diffusers_second_order(tau: float, a: Point, b: Point) -> float:
 
 def _spread_before(s: Step, tau: float) -> float:
     h = s.now.lam - s.previous.lam
-    return s.now.sigma * math.sqrt(-math.expm1(-2 * tau**2 * h))
+    return s.now.sigma * math.sqrt(max(0.0, -math.expm1(-2 * tau**2 * h)))
