@@ -99,7 +99,7 @@ def _decreasing(values: Sequence[float] | np.ndarray, name: str) -> list[float]:
 
 def points(
     schedule: NoiseSchedule,
-    sigmas: str | Sequence[float] | np.ndarray | None = None,
+    sigmas: str | Sequence[float] | Sequence[Point] | np.ndarray | None = None,
     *,
     timesteps: Sequence[float] | np.ndarray | None = None,
     steps: int | None = None,
@@ -112,7 +112,7 @@ def points(
         sigmas: the name of a grid, or the decreasing levels themselves, the last one included:
             sigma / alpha, or a flow's sigma in [0, 1]. Names: karras, exponential, lu,
             polyexponential, beta (levels between the schedule's sigma_min and sigma_max), linspace,
-            leading, trailing, sgm_uniform, simple (times).
+            leading, trailing, sgm_uniform, simple (times). Points are taken as they are.
         timesteps: decreasing model times instead of sigmas; `final` is appended.
         steps: number of steps for a named grid.
         final: "zero" appends sigma 0; "sigma_min" the schedule's smallest level.
@@ -121,6 +121,8 @@ def points(
     Raises:
         ValueError: unknown names (the valid ones are listed), levels that do not decrease.
     """
+    if sigmas is not None and not isinstance(sigmas, str) and isinstance(sigmas[0], Point):
+        return list(sigmas)
     choose(final, ("zero", "sigma_min"), "solver_plan", "final")
     end = schedule.at_ratio(0.0) if final == "zero" else schedule.at_sigma(schedule.sigma_min)
     if timesteps is not None:
@@ -129,7 +131,8 @@ def points(
         times = [float(t) for t in timesteps]
         inner = [schedule.at_time(t) for t in times]
     elif not isinstance(sigmas, str) and sigmas is not None:
-        return [schedule.at_sigma(s) for s in _decreasing(sigmas, "sigmas")]
+        levels = [schedule.at_sigma(s) for s in _decreasing(sigmas, "sigmas")]  # type: ignore[arg-type]
+        return levels
     else:
         name = choose(sigmas or "karras", GRIDS, "solver_plan", "sigmas")
         if steps is None or steps < 1:

@@ -148,7 +148,7 @@ class Run:
 def prepare(
     name: str,
     schedule: NoiseSchedule,
-    sigmas: str | Sequence[float] | np.ndarray | None = None,
+    sigmas: str | Sequence[float] | Sequence[Point] | np.ndarray | None = None,
     *,
     timesteps: Sequence[float] | np.ndarray | None = None,
     steps: int | None = None,
@@ -157,6 +157,7 @@ def prepare(
     prediction_type: str = "epsilon",
     compat: str = "consistent",
     lower_order_final: bool | None = None,
+    orders: Sequence[int] | None = None,
     clip_sample: float | None = None,
     threshold: dict[str, Any] | None = None,
     **options: Any,
@@ -170,21 +171,27 @@ def prepare(
     )
     order = int(options.get("order", method.order))
     count = len(points) - 1
-    if method.multistep and count < order:
+    if orders is not None and len(orders) != count:
+        raise ValueError(
+            f"solver_plan: argument 'orders' expected {count} numbers, one a step, "
+            f"got {len(orders)}"
+        )
+    if method.multistep and count < order and orders is None:
         raise ValueError(f"solver_plan: {name} of order {order} needs {order} steps, got {count}")
     if clip_sample is not None and not clip_sample > 0:
         raise ValueError(f"solver_plan: argument 'clip_sample' expected > 0, got {clip_sample}")
     lowered = count < 15 if lower_order_final is None else lower_order_final
-    orders = [min(order, i + 1, count - i if lowered else order) for i in range(count)]
-    if points[-1].sigma == 0 and method.multistep:
-        orders[-1] = 1
+    if orders is None:
+        orders = [min(order, i + 1, count - i if lowered else order) for i in range(count)]
+        if points[-1].sigma == 0 and method.multistep:
+            orders[-1] = 1
     run = Run(
         name,
         method,
         options,
         schedule,
         points,
-        orders,
+        list(orders),
         prediction_type,
         compat,
         clip_sample,
@@ -210,7 +217,7 @@ def _without_signal(run: Run) -> None:
 def solver_plan(
     name: str,
     schedule: NoiseSchedule,
-    sigmas: str | Sequence[float] | np.ndarray | None = None,
+    sigmas: str | Sequence[float] | Sequence[Point] | np.ndarray | None = None,
     **arguments: Any,
 ) -> SolverPlan:
     """Coefficients of a whole sampling run.
@@ -220,11 +227,13 @@ def solver_plan(
         schedule: of the model.
         sigmas, timesteps, steps, final: the grid; see `grids.points`. `grid` are the options of a
             named one (rho, sigma_min, sigma_max, offset, a, b).
-        prediction_type: of the model: epsilon, sample, v_prediction, flow_prediction, score or edm.
+        prediction_type: of the model: epsilon, sample, v_prediction, flow_prediction, score, edm
+            or edm_v (edm of the other sign).
         compat: "consistent" has the declared order of convergence, "diffusers" the numbers of the
             diffusers library where they differ.
         lower_order_final: multistep methods lower their order over the last steps. None: with
             fewer than 15 steps. A last step to sigma 0 is of order 1 in any case.
+        orders: the order of every step instead, as far as its history allows.
         clip_sample: the predicted sample is limited to [-clip_sample, clip_sample].
         threshold: dynamic thresholding of the predicted sample (Saharia et al. 2022), the
             arguments of `px.ops.dynamic_threshold`.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction", "score", "edm")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction", "score", "edm", "edm_v")
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,8 @@ class NoiseSchedule:
         if kind == "score":
             return 0.0, -1.0 / sigma
         norm = math.hypot(point.ratio, self.sigma_data)
+        if kind == "edm_v":  # of the other sign, as a v-prediction
+            return -point.ratio / (self.sigma_data * norm), self.sigma_data / norm
         return point.ratio / (self.sigma_data * norm), -self.sigma_data / norm
 
 

@@ -1,5 +1,13 @@
 """The solvers: importing this package registers them."""
 
-from . import adams, exponential, first_order, predictor_corrector, runge_kutta
+from . import adams, block, exponential, first_order, pndm, predictor_corrector, runge_kutta
 
-__all__ = ["adams", "exponential", "first_order", "predictor_corrector", "runge_kutta"]
+__all__ = [
+    "adams",
+    "block",
+    "exponential",
+    "first_order",
+    "pndm",
+    "predictor_corrector",
+    "runge_kutta",
+]

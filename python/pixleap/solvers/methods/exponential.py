@@ -59,12 +59,13 @@ def integrate(
     return x * kept + combine(w, values)
 
 
-def spread(s: Step, tau: float, sample: bool) -> float:
+def spread(s: Step, tau: float, sample: bool, start: Point | None = None) -> float:
     """Standard deviation of the noise of a step."""
     if tau == 0 or s.next.sigma == 0:
         return 0.0
-    e = math.expm1(-2 * tau**2 * s.h) if sample else -math.expm1(2 * tau**2 * s.h)
-    return s.next.sigma * math.sqrt(-e)
+    h = s.next.lam - (start or s.now).lam
+    e = math.expm1(-2 * tau**2 * h) if sample else -math.expm1(2 * tau**2 * h)
+    return s.next.sigma * math.sqrt(max(0.0, -e))
 
 
 def differences(nodes: Sequence[tuple[Value, Point]], h: float) -> tuple[Value, Value | None]:
@@ -80,25 +81,42 @@ def differences(nodes: Sequence[tuple[Value, Point]], h: float) -> tuple[Value, 
     return d0 + (d0 - d1) * (r0 / (r0 + r1)), (d0 - d1) / (r0 + r1)
 
 
+def with_differences(
+    s: Step,
+    x: Value,
+    first: tuple[Value, Point],
+    d1: Value,
+    d2: Value | None,
+    *,
+    sample: bool,
+    tau: float,
+    midpoint: bool,
+) -> Value:
+    """From the node `first` to the next point, as the DPM-Solver codes write it: first-order step
+    plus phi functions of (1 + tau^2) h times the divided differences."""
+    h = s.next.lam - first[1].lam
+    x = integrate(s, x, [first], sample=sample, tau=tau, start=first[1])
+    if sample:
+        q = (1 + tau**2) * h
+        scale, grown = s.next.alpha, -math.expm1(-q)
+        x = x + d1 * (scale * (grown / 2 if midpoint else 1 - grown / q))
+        # diffusers has the wrong sign of 1/2 in its SDE form.
+        phi3 = (q - grown) / q**2 + (0.5 if tau else -0.5)
+        return x if d2 is None else x - d2 * (scale * phi3)
+    scale, grown = s.next.sigma * (1 + tau**2), math.expm1(h)
+    x = x - d1 * (scale * (grown / 2 if midpoint else grown / h - 1))
+    return x if d2 is None else x - d2 * (scale * ((grown - h) / h**2 - 0.5))
+
+
 def _multistep(s: Step, m0: Value, x: Value, sample: bool, tau: float, solver_type: str) -> Any:
     choose(solver_type, ("midpoint", "heun"), "dpm_solver", "solver_type")
-    nodes = s.nodes(m0)
+    nodes = s.nodes(m0) if s.h else [(m0, s.now)]
     if len(nodes) == 1 or (s.consistent and (len(nodes) > 2 or solver_type == "heun")):
         x = integrate(s, x, nodes, sample=sample, tau=tau)
     else:
-        x = integrate(s, x, nodes[:1], sample=sample, tau=tau)
         d1, d2 = differences(nodes, s.h)
-        big = (1 + tau**2) * s.h * (1 if sample else -1)  # phi functions of this argument
-        scale = s.next.alpha if sample else -s.next.sigma * (1 + tau**2)
-        factor = -math.expm1(-big) if sample else math.expm1(s.h)
-        phi2 = math.expm1(-big) / big + 1 if sample else math.expm1(s.h) / s.h - 1
-        x = x + d1 * (scale * (factor / 2 if solver_type == "midpoint" and d2 is None else phi2))
-        if d2 is not None and sample:
-            # diffusers has the wrong sign of 1/2 in its SDE form.
-            half = 0.5 if tau else -0.5
-            x = x - d2 * (scale * ((math.expm1(-big) + big) / big**2 + half))
-        elif d2 is not None:
-            x = x + d2 * (scale * ((math.expm1(s.h) - s.h) / s.h**2 - 0.5))
+        midpoint = solver_type == "midpoint" and d2 is None
+        x = with_differences(s, x, nodes[0], d1, d2, sample=sample, tau=tau, midpoint=midpoint)
     noise = spread(s, tau, sample)
     return x + s.noise() * noise if noise else x
 

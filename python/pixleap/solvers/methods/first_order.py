@@ -32,7 +32,9 @@ def ddpm(s: Step, x: Value, *, variance: str = "fixed_small") -> Any:
     spread = _spread(s, 1.0)
     mean = sample * (b.alpha * (1 - kept)) + x * (kept * b.alpha / a.alpha if kept else 0.0)
     if variance == "fixed_large":
-        spread = math.sqrt(1 - (a.alpha / b.alpha) ** 2) if b.sigma else 0.0
+        # diffusers draws it for the last image too, unless its time is 0.
+        drawn = b.sigma or (not s.consistent and a.time > 0)
+        spread = math.sqrt(1 - (a.alpha / b.alpha) ** 2) if drawn else 0.0
     elif variance != "fixed_small":
         raise ValueError(
             f"ddpm: option 'variance' expected fixed_small or fixed_large, got {variance!r}"

@@ -26,9 +26,11 @@ def _half_difference(
     return x - (other[0] - m0) * (0.5 * scale * weight * h / (other[1].lam - p0.lam))
 
 
-def _unipc(s: Step, x: Value, m0: Value, solver_type: str, corrector: bool, sample: bool) -> Any:
+def _unipc(
+    s: Step, x: Value, m0: Value, solver_type: str, skip: Sequence[int] | None, sample: bool
+) -> Any:
     choose(solver_type, ("bh1", "bh2"), "unipc", "solver_type")
-    if s.state and corrector and s.previous.alpha:
+    if s.state and skip is not None and s.index - 1 not in skip and s.previous.alpha:
         start, last = s.previous, s.state["x"]
         nodes = s.past[: s.orders[s.index - 1]]
         if len(nodes) == 1:
@@ -57,18 +59,31 @@ _UNIPC = "Zhao et al. 2023, arXiv 2302.04867 (UniPC, B(h) form)"
     unipc_3={"order": 3},
 )
 def unipc(
-    s: Step, x: Value, *, order: int = 2, solver_type: str = "bh2", corrector: bool = True
+    s: Step,
+    x: Value,
+    *,
+    order: int = 2,
+    solver_type: str = "bh2",
+    corrector: bool = True,
+    disable_corrector: Sequence[int] = (),
 ) -> Any:
+    """disable_corrector: steps whose result is not corrected."""
     m0 = yield x, s.now
-    return _unipc(s, x, m0, solver_type, corrector, True)
+    return _unipc(s, x, m0, solver_type, disable_corrector if corrector else None, True)
 
 
 @method("unipc_noise", prediction="noise", order=2, history=3, source=_UNIPC)
 def unipc_noise(
-    s: Step, x: Value, *, order: int = 2, solver_type: str = "bh2", corrector: bool = True
+    s: Step,
+    x: Value,
+    *,
+    order: int = 2,
+    solver_type: str = "bh2",
+    corrector: bool = True,
+    disable_corrector: Sequence[int] = (),
 ) -> Any:
     e0 = yield x, s.now
-    return _unipc(s, x, e0, solver_type, corrector, False)
+    return _unipc(s, x, e0, solver_type, disable_corrector if corrector else None, False)
 
 
 @method(
@@ -87,19 +102,32 @@ def sa_solver(
     tau: float = 1.0,
     tau_start: float = -math.inf,
     tau_end: float = math.inf,
+    taus: Sequence[float] = (),
+    corrector_orders: Sequence[int] = (),
 ) -> Any:
-    def strength(point: Point) -> float:
-        return tau if tau_start <= point.time <= tau_end else 0.0
+    """taus, corrector_orders: of every step, in the place of the rules."""
+
+    def strength(index: int) -> float:
+        if taus:
+            return taus[index]
+        return tau if tau_start <= s.points[index].time <= tau_end else 0.0
 
     m0 = yield x, s.now
     if s.state and corrector_order and s.previous.alpha:
-        nodes = [(m0, s.now), *s.past][: min(corrector_order, s.orders[s.index - 1] + 1)]
-        t = strength(s.previous)
-        x = integrate(s, s.state["x"], nodes, sample=True, tau=t, start=s.previous, end=s.now)
+        t, a, b = strength(s.index - 1), s.previous, s.now
+        count = min(corrector_order, s.orders[s.index - 1] + 1)
+        nodes = [(m0, b), *s.past][: corrector_orders[s.index - 1] if corrector_orders else count]
+        x = integrate(s, s.state["x"], nodes, sample=True, tau=t, start=a, end=b)
+        if len(nodes) == 2 and not s.consistent:
+            x = x + (m0 - nodes[1][0]) * _diffusers_second_order(t, a, b)
         if "noise" in s.state:
             x = x + s.state["noise"] * _spread_before(s, t)
-    t = strength(s.now)
-    ahead = integrate(s, x, s.nodes(m0), sample=True, tau=t)
+    t = strength(s.index)
+    nodes = s.nodes(m0)
+    ahead = integrate(s, x, nodes, sample=True, tau=t)
+    if len(nodes) == 2 and not s.consistent:
+        factor = _diffusers_second_order(t, s.now, s.next) * s.h / (s.now.lam - s.previous.lam)
+        ahead = ahead + (m0 - nodes[1][0]) * factor
     state = {"x": x}
     deviation = spread(s, t, True)
     if deviation:
@@ -108,6 +136,15 @@ def sa_solver(
     return ahead, state
 
 
+def _diffusers_second_order(tau: float, a: Point, b: Point) -> float:
+    """What diffusers adds, for two nodes, to the weight of their difference: it replaces the exact
+    integral of the linear term by h^2 / 2, as UniPC's B(h) does."""
+    h, q = b.lam - a.lam, 1 + tau**2
+    if h == 0:
+        return 0.0
+    return q * b.alpha * (h / 2 - (h * q + math.expm1(-q * h)) / (q**2 * h))
+
+
 def _spread_before(s: Step, tau: float) -> float:
     h = s.now.lam - s.previous.lam
-    return s.now.sigma * math.sqrt(-math.expm1(-2 * tau**2 * h))
+    return s.now.sigma * math.sqrt(max(0.0, -math.expm1(-2 * tau**2 * h)))

@@ -73,6 +73,41 @@ def rho_rk(s: Step, x: Value, *, order: int = 2, middle: float = 1.0) -> Any:
 
 
 @method(
+    "kdpm2",
+    prediction="derivative",
+    order=2,
+    source="Karras et al. 2022, algorithm 2 with the middle in log sigma; k-diffusion sample_dpm_2",
+)
+def kdpm2(s: Step, x: Value) -> Any:
+    d = yield x, s.now
+    if s.next.sigma == 0:
+        return s.move(x, d)
+    middle = s.at_u(math.sqrt(s.u(s.now) * s.u(s.next)))
+    ahead = yield s.move(x, d, end=middle), middle
+    return s.move(x, ahead)
+
+
+@method(
+    "kdpm2_ancestral",
+    prediction="noise",
+    order=1,
+    source="k-diffusion sample_dpm_2_ancestral",
+)
+def kdpm2_ancestral(s: Step, x: Value, *, eta: float = 1.0) -> Any:
+    d = yield x, s.now
+    if s.next.sigma == 0:
+        return s.move(x, d)
+    a, b = s.now.ratio, s.next.ratio
+    up = min(b, eta * b * math.sqrt(1 - (b / a) ** 2))
+    down = math.sqrt(b**2 - up**2)
+    middle = s.schedule.at_ratio(math.sqrt(a * down))
+    ahead = yield s.move(x, d, end=middle), middle
+    # To sigma_down and noise back up to sigma, both in x / alpha.
+    x = x * (s.next.alpha / s.now.alpha) + ahead * (s.next.alpha * (down - a))
+    return x + s.noise() * (s.next.alpha * up)
+
+
+@method(
     "dpm_solver_singlestep",
     prediction="noise",
     order=2,

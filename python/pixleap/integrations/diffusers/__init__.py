@@ -1,0 +1,59 @@
+"""diffusers' schedulers with `step` as one fused pass; needs torch and diffusers.
+
+    import pixleap as px
+    pipe.scheduler = px.integrations.diffusers.UniPCMultistepScheduler.from_config(
+        pipe.scheduler.config
+    )
+
+Each class is a subclass of diffusers' class of its name: configuration, timesteps, `add_noise`,
+`scale_model_input` are diffusers', `step` gives the same numbers and takes the same noise from the
+same generator. What is not covered (`s_churn`, learned variances, gradients, ...) raises ValueError
+with the option's name. `scheduler.compat = "consistent"` replaces diffusers' deviations from the
+published methods.
+"""
+
+from __future__ import annotations
+
+from .multistep import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
+from .sigma import (
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+)
+from .trained import DDIMScheduler, DDPMScheduler, LCMScheduler, PNDMScheduler, TCDScheduler
+
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+]
