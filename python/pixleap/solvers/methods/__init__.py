@@ -1,5 +1,29 @@
 """The solvers: importing this package registers them."""
 
-from . import adams, exponential, first_order, predictor_corrector, runge_kutta
+from . import (
+    adams,
+    exponential,
+    first_order,
+    mixed,
+    momentum,
+    predictor_corrector,
+    runge_kutta,
+    score_sde,
+    stochastic_interpolants,
+)
 
-__all__ = ["adams", "exponential", "first_order", "predictor_corrector", "runge_kutta"]
+for _base in ("ddim", "euler", "ipndm", "dpmpp_2m", "dpm_solver_2m"):
+    momentum.with_momentum(_base)
+momentum.with_momentum("unipc", declared=2)
+
+__all__ = [
+    "adams",
+    "exponential",
+    "first_order",
+    "mixed",
+    "momentum",
+    "predictor_corrector",
+    "runge_kutta",
+    "score_sde",
+    "stochastic_interpolants",
+]
