@@ -181,7 +181,10 @@ def test_messages_say_what_was_expected() -> None:
             "lincomb: argument 'coefficients' expected 2 x 1 numbers, got 3",
         ),
         (([x, x[:1]], [[1.0, 1.0]]), r"'inputs' expected shape \(2, 3\) as 'inputs', got \(1, 3\)"),
-        (([x, x.astype("f8")], [[1.0, 1.0]]), "expected dtype float32 as 'inputs', got float64"),
+        (
+            ([x, x.astype("i4")], [[1.0, 1.0]]),
+            "expected dtype float32, bfloat16, float16 or float64, got int32",
+        ),
         (([], [[1.0]]), "expected 1 to 16 arrays, got 0"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):

@@ -32,7 +32,7 @@ int main() {
     static_cast<View&>(out) = view_of(result, "out");
     const double coefficients[] = {0.5, -1.0, 2.0};
     const auto call = [&] {
-      lincomb({&out, 1}, inputs, coefficients, __builtin_inf(), {}, 0, 0);
+      lincomb({&out, 1}, inputs, coefficients, {}, {}, __builtin_inf(), {}, {}, 0, 0, 0);
       micro::keep(result.data());
     };
     const std::string name = "lincomb 3 to 1, " + std::to_string(n) + " floats";

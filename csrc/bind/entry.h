@@ -57,9 +57,11 @@ struct ListArgument {
       throw ValueError(std::string(scope.op()) + ": argument '" + name +
                        "' expected at most 32 arrays, got " + std::to_string(n));
     values.resize(static_cast<size_t>(n));
-    for (Py_ssize_t i = 0; i < n; ++i)
-      static_cast<View&>(values[static_cast<size_t>(i)]) =
-          scope.view(PySequence_Fast_GET_ITEM(o, i), name);
+    for (Py_ssize_t i = 0; i < n; ++i) {
+      PyObject* item = PySequence_Fast_GET_ITEM(o, i);
+      if (std::is_same_v<V, Optional> && item == Py_None) continue;
+      static_cast<View&>(values[static_cast<size_t>(i)]) = scope.view(item, name);
+    }
   }
   std::span<const V> get() const { return values; }
 };
@@ -72,6 +74,11 @@ template <>
 struct Argument<std::span<const Out>> : ListArgument<Out> {
   using ListArgument::ListArgument;
   static constexpr const char* kind = "outs";
+};
+template <>
+struct Argument<std::span<const Optional>> : ListArgument<Optional> {
+  using ListArgument::ListArgument;
+  static constexpr const char* kind = "optionals";
 };
 
 // A list of numbers on the host.

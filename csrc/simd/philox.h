@@ -3,6 +3,10 @@
 
 #include "simd/vec.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace pixleap {
 namespace {
 
@@ -10,53 +14,77 @@ struct PhiloxVectors {
   vu v[4];  // word j of every lane's group
 };
 
-// Both halves of the 64-bit products a * m.
-PIXLEAP_INLINE void multiply_wide(vu a, uint32_t m, vu& high, vu& low) {
-  typedef uint64_t vq __attribute__((vector_size(VW * 4)));
-  const vq q = bit_cast_to<vq>(a);
+typedef uint64_t vq __attribute__((vector_size(VW * 4)));
+
+// 64-bit products of the low halves of every 64-bit lane with m.
+PIXLEAP_INLINE vq multiply_low(vq a, uint32_t m) {
 #if defined(__AVX512F__)
-  const __m512i factor = _mm512_set1_epi64(m);
-  const vq even = (vq)_mm512_mul_epu32((__m512i)q, factor);
-  const vq odd = (vq)_mm512_mul_epu32((__m512i)(q >> 32), factor);
+  // GCC 12 warns of what the plain intrinsic leaves undefined.
+  return (vq)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(m));
 #elif defined(__AVX2__)
-  const vq shifted = q >> 32;
-  vq even, odd;
+  vq r;
   for (int i = 0; i < VW; i += 8) {  // twice when 16 lanes are emulated on AVX2
-    const __m256i factor = _mm256_set1_epi64x(m);
-    __m256i x, y;
-    std::memcpy(&x, reinterpret_cast<const char*>(&q) + 4 * i, 32);
-    std::memcpy(&y, reinterpret_cast<const char*>(&shifted) + 4 * i, 32);
-    x = _mm256_mul_epu32(x, factor);
-    y = _mm256_mul_epu32(y, factor);
-    std::memcpy(reinterpret_cast<char*>(&even) + 4 * i, &x, 32);
-    std::memcpy(reinterpret_cast<char*>(&odd) + 4 * i, &y, 32);
+    __m256i x;
+    std::memcpy(&x, reinterpret_cast<const char*>(&a) + 4 * i, 32);
+    x = _mm256_mul_epu32(x, _mm256_set1_epi64x(m));
+    std::memcpy(reinterpret_cast<char*>(&r) + 4 * i, &x, 32);
   }
+  return r;
+#elif defined(__SSE2__)
+  return (vq)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m));
 #else
-  const vq even = (q & 0xffffffffu) * m, odd = (q >> 32) * m;
+  return (a & 0xffffffffu) * m;
 #endif
-  const vq upper = vq{} + 0xffffffff00000000u;
-  high = bit_cast_to<vu>((even >> 32) | (odd & upper));
-  low = bit_cast_to<vu>((even & ~upper) | (odd << 32));
 }
 
-// Lane i holds the group with counter (group_high[i], group_low[i]).
+// The low halves of the lanes of `even`, between those of `odd`.
+PIXLEAP_INLINE vu join_halves(vq even, vq odd) {
+  const vq upper = vq{} + 0xffffffff00000000u;
+  return bit_cast_to<vu>((even & ~upper) | (odd << 32));
+}
+
+// Lane i holds the group with counter (group_high[i], group_low[i]). The groups of even and of odd
+// lanes go through the rounds apart, each in the low half of a 64-bit lane; what is in the upper
+// halves the products pass over.
 PIXLEAP_INLINE PhiloxVectors philox_vectors(uint64_t seed, uint64_t offset, vu group_low,
                                             vu group_high) {
-  vu c0 = group_low, c1 = group_high;
-  vu c2 = vu{} + static_cast<uint32_t>(offset), c3 = vu{} + static_cast<uint32_t>(offset >> 32);
+  vq c[2][4];
+  c[0][0] = bit_cast_to<vq>(group_low);
+  c[0][1] = bit_cast_to<vq>(group_high);
+  c[1][0] = c[0][0] >> 32;
+  c[1][1] = c[0][1] >> 32;
+  for (int half = 0; half < 2; ++half) {
+    c[half][2] = vq{} + static_cast<uint32_t>(offset);
+    c[half][3] = vq{} + (offset >> 32);
+  }
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    vu high0, low0, high2, low2;
-    multiply_wide(c0, 0xD2511F53u, high0, low0);
-    multiply_wide(c2, 0xCD9E8D57u, high2, low2);
-    c0 = high2 ^ c1 ^ k0;
-    c2 = high0 ^ c3 ^ k1;
-    c1 = low2;
-    c3 = low0;
+    const vq key0 = vq{} + k0, key1 = vq{} + k1;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      vq* x = c[half];
+      const vq p0 = multiply_low(x[0], 0xD2511F53u), p1 = multiply_low(x[2], 0xCD9E8D57u);
+      x[0] = (p1 >> 32) ^ (x[1] ^ key0);
+      x[2] = (p0 >> 32) ^ (x[3] ^ key1);
+      x[1] = p1;
+      x[3] = p0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return {{c0, c1, c2, c3}};
+  PhiloxVectors r;
+  for (int j = 0; j < 4; ++j) r.v[j] = join_halves(c[0][j], c[1][j]);
+  return r;
+}
+
+// Groups [group, group + VW).
+PIXLEAP_INLINE PhiloxVectors philox_groups(uint64_t seed, uint64_t offset, uint64_t group) {
+  vu lane;
+  for (int i = 0; i < VW; ++i) lane[i] = static_cast<uint32_t>(i);
+  const vu low = lane + static_cast<uint32_t>(group);
+  const vu carry = bit_cast_to<vu>(low < lane);  // -1 where the low half wrapped
+  return philox_vectors(seed, offset, low, static_cast<uint32_t>(group >> 32) - carry);
 }
 
 // Words of the elements [first, first + count) of a stream. `words` has room for
@@ -64,14 +92,8 @@ PIXLEAP_INLINE PhiloxVectors philox_vectors(uint64_t seed, uint64_t offset, vu g
 PIXLEAP_INLINE void philox_words(uint64_t seed, uint64_t offset, uint64_t first, int64_t count,
                                  uint32_t* words) {
   const int64_t groups = (static_cast<int64_t>(first % 4) + count + 3) / 4;
-  vu lane;
-  for (int i = 0; i < VW; ++i) lane[i] = static_cast<uint32_t>(i);
   for (int64_t g = 0; g < groups; g += VW) {
-    const uint64_t group = first / 4 + static_cast<uint64_t>(g);
-    const vu low = lane + static_cast<uint32_t>(group);
-    const vu carry = bit_cast_to<vu>(low < lane);  // -1 where the low half wrapped
-    const PhiloxVectors r =
-        philox_vectors(seed, offset, low, static_cast<uint32_t>(group >> 32) - carry);
+    const PhiloxVectors r = philox_groups(seed, offset, first / 4 + static_cast<uint64_t>(g));
     uint32_t* out = words + 4 * g;
     for (int i = 0; i < VW; ++i)
       for (int j = 0; j < 4; ++j) out[4 * i + j] = r.v[j][i];

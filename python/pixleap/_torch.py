@@ -16,6 +16,7 @@ _SCHEMA = {
     "view": "Tensor",
     "optional": "Tensor?",
     "views": "Tensor[]",
+    "optionals": "Tensor?[]",
     "float": "float",
     "floats": "float[]",
     "int": "int",
