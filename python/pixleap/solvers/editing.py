@@ -51,7 +51,9 @@ class ConsistentEditor:
         choose(prediction_type, PREDICTION_TYPES, "ConsistentEditor", "prediction_type")
         if not 0 <= eta <= 1:
             raise ValueError(f"ConsistentEditor: argument 'eta' expected in [0, 1], got {eta}")
-        self.points = points(schedule, sigmas, timesteps=timesteps, steps=steps, **(grid or {}))
+        self.points = points(
+            schedule, sigmas, timesteps=timesteps, steps=steps, final="zero", **(grid or {})
+        )
         if self.points[0].alpha == 0:
             raise ValueError("ConsistentEditor: start the grid where alpha is above 0")
         self.schedule, self.eta, self.prediction_type = schedule, eta, prediction_type

@@ -97,9 +97,11 @@ class FeynmanKacSampler:
     def initial_noise(self, like: Array) -> Array:
         """Normal noise of the product at the first point: sigma / sqrt(sum of exponents)."""
         x = ops.random_normal(
-            shape(like, "FeynmanKacSampler", "like"), seed=self.seed, offset=self.offset + (1 << 40),
+            shape(like, "FeynmanKacSampler", "like"),
+            seed=self.seed,
+            offset=self.offset + (1 << 40),
             like=like,
-        )  # fmt: skip
+        )
         scale = self.points[0].sigma / math.sqrt(float(self.exponents.sum()))
         return ops.lincomb([x], (scale,), out=[x])[0]
 
@@ -127,9 +129,7 @@ class FeynmanKacSampler:
         now, after = self.points[self.index : self.index + 2]
         a, b = conversion(self.schedule, self.prediction_type, "noise", now)
         spent = now.ratio**2 - after.ratio**2
-        self.log_weights += (
-            0.5 * spent / now.ratio**2 * self._excess(self._x, outputs, a, b)
-        )
+        self.log_weights += 0.5 * spent / now.ratio**2 * self._excess(self._x, outputs, a, b)
         c = -after.alpha * spent / now.ratio
         keep = after.alpha / now.alpha + c * a * float(self.exponents.sum())
         x = empty(self._x, tuple(self._x.shape))

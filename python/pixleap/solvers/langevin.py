@@ -137,9 +137,7 @@ class DenoisingMCMC:
                 f"got {numbers}"
             )
         if not step_size > 0:
-            raise ValueError(
-                f"DenoisingMCMC: argument 'step_size' expected > 0, got {step_size}"
-            )
+            raise ValueError(f"DenoisingMCMC: argument 'step_size' expected > 0, got {step_size}")
         self.schedule, self.levels, self.step_size = schedule, numbers, step_size
         self.points = [schedule.at_sigma(s) for s in numbers]
         self.log_posterior, self.prediction_type = log_posterior, prediction_type
@@ -214,5 +212,3 @@ class DenoisingMCMC:
         low = min(self.schedule.sigma_min, high / 2)
         inner = [high] if steps == 1 else LEVELS[grid](steps, low, high).tolist()
         return [*inner, 0.0]
-
-

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
+from .._arrays import Array, empty, shape
 from .linear_form import LinearForm
 from .plan import Pass, SolverPlan, solver_plan
 from .schedule import NoiseSchedule, Point, choose
@@ -60,22 +62,23 @@ class MeanRevertingSchedule:
             choose(thetas, ("cosine", "linear"), "MeanRevertingSchedule.ir_sde", "thetas")
             t = np.arange(steps + 3) / (steps + 2)
             bar = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-            values = 1 - bar[1:-1] / bar[0] if thetas == "cosine" else np.linspace(1e-4, 0.02, steps + 1)
-            thetas = values[1:]
+            values = (
+                1 - bar[1:-1] / bar[0] if thetas == "cosine" else np.linspace(1e-4, 0.02, steps + 1)
+            )
+            thetas = values[1:].tolist()
         theta = np.asarray(thetas, np.float64)
         total = np.concatenate([[0.0], np.cumsum(theta)])
         alphas = np.exp(total * (math.log(eps) / total[-1]))
-        return cls(alphas, sigma_inf * np.sqrt(1 - alphas**2))
+        return cls(alphas.tolist(), (sigma_inf * np.sqrt(1 - alphas**2)).tolist())
 
     @classmethod
-    def rddm(
-        cls, alphas: Sequence[float], betas: Sequence[float]
-    ) -> MeanRevertingSchedule:
+    def rddm(cls, alphas: Sequence[float], betas: Sequence[float]) -> MeanRevertingSchedule:
         """RDDM with one network: `alphas` and `betas` are the rates of times 1, 2, ...: the share
         of the residual, summing to 1, and the variance of the noise."""
         share = np.concatenate([[0.0], np.cumsum(alphas)])
         share[-1] = 1.0 if abs(share[-1] - 1) < 1e-6 else share[-1]
-        return cls(1 - share, np.sqrt(np.concatenate([[0.0], np.cumsum(betas)])))
+        sigmas = np.sqrt(np.concatenate([[0.0], np.cumsum(betas)]))
+        return cls((1 - share).tolist(), sigmas.tolist())
 
     def scale(self, point: Point) -> float:
         """x - mu divided by it is of a variance-preserving diffusion."""
@@ -136,8 +139,83 @@ def _shifted(plan: SolverPlan, reverting: MeanRevertingSchedule, kind: str) -> S
         return Pass(p.outputs, forms)
 
     stages = [
-        dataclasses.replace(stage, passes=[moved(p) for p in stage.passes])
-        for stage in plan.stages
+        dataclasses.replace(stage, passes=[moved(p) for p in stage.passes]) for stage in plan.stages
     ]
     before = [moved(p) for p in plan.before]
     return dataclasses.replace(plan, stages=stages, before=before, constants=(CONSTANT,))
+
+
+class ResidualDenoising:
+    """RDDM with predicted residual and predicted noise (Liu et al. 2024, arXiv 2308.13712,
+    equation 13): x_t = x0 + alpha_bar_t residual + beta_bar_t noise, residual = degraded - x0.
+
+        solver = px.solvers.ResidualDenoising(alphas, betas, steps=5)
+        x = solver.start(degraded)
+        for t in solver.timesteps:
+            x = solver.step(*model(x, t))  # residual, noise
+
+    Args:
+        alphas, betas: the rates of times 1, 2, ..., as in `MeanRevertingSchedule.rddm`.
+        steps: evaluations, at times equidistant down to 0; model times count from 0, as the
+            official code's.
+        eta: 0 deterministic, 1 the posterior's noise.
+        seed, offset: of the noise; the start's noise has offset + 2^40.
+    """
+
+    def __init__(
+        self,
+        alphas: Sequence[float],
+        betas: Sequence[float],
+        *,
+        steps: int,
+        eta: float = 0.0,
+        seed: int = 0,
+        offset: int = 0,
+    ) -> None:
+        if len(alphas) != len(betas) or not 1 <= steps <= len(alphas):
+            raise ValueError(
+                "ResidualDenoising: expected as many alphas as betas, and 1 to "
+                f"{len(alphas)} steps, "
+                f"got {len(alphas)}, {len(betas)} and {steps}"
+            )
+        self.alphas = np.concatenate([[0.0], np.cumsum(alphas)])
+        self.betas = np.sqrt(np.concatenate([[0.0], np.cumsum(betas)]))
+        self.levels = np.linspace(len(alphas), 0, steps + 1).round().astype(int).tolist()
+        self.eta, self.seed, self.offset = eta, seed, offset
+        self.index = 0
+        self._x: Array = None
+
+    @property
+    def timesteps(self) -> list[float]:
+        """What the model is told at each step."""
+        return [float(t - 1) for t in self.levels[:-1]]
+
+    def start(self, degraded: Array) -> Array:
+        """The degraded image with noise: the first model input, where alpha_bar is 1."""
+        self._x = empty(degraded, shape(degraded, "ResidualDenoising", "degraded"))
+        ops.lincomb(
+            [degraded], (1.0,), out=[self._x], noise_scale=(float(self.betas[self.levels[0]]),),
+            seed=self.seed, offset=self.offset + (1 << 40),
+        )  # fmt: skip
+        self.index = 0
+        return self._x
+
+    def step(self, residual: Array, noise: Array) -> Array:
+        """The model's answers in, the next model input out; in place."""
+        if self._x is None or self.index >= len(self.levels) - 1:
+            raise ValueError("ResidualDenoising.step: call start(degraded) first, once per time")
+        a, b = self.levels[self.index : self.index + 2]
+        now, after = self.betas[a], self.betas[b]
+        # The posterior's variance: that of the removed noise, times what is left over the whole.
+        spread = self.eta * (now**2 - after**2) * after**2 / now**2 if now else 0.0
+        kept = math.sqrt(max(after**2 - spread, 0.0))
+        ops.lincomb(
+            [self._x, residual, noise],
+            (1.0, -float(self.alphas[a] - self.alphas[b]), -float(now - kept)),
+            out=[self._x],
+            noise_scale=(math.sqrt(spread),),
+            seed=self.seed,
+            offset=self.offset + self.index,
+        )
+        self.index += 1
+        return self._x

@@ -6,6 +6,7 @@ them, so a seed fixes the course.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,7 +99,7 @@ def search_timesteps(
         best = sorted(scores.known, key=scores.known.__getitem__)[:parents]
 
         def parent(best: list[tuple[Any, ...]] = best) -> tuple[float, ...]:
-            return best[rng.integers(len(best))]
+            return best[int(rng.integers(len(best)))]
 
         children = [pick(sorted({*parent(), *parent()})) for _ in range(crossovers)]
         children += [mutated(parent()) for _ in range(mutations)]
@@ -107,12 +108,13 @@ def search_timesteps(
     return scores.result()
 
 
-def encode_schedule(
-    candidate: Sequence[Any], choices: Sequence[Sequence[Any]]
-) -> np.ndarray:
+def encode_schedule(candidate: Sequence[Any], choices: Sequence[Sequence[Any]]) -> np.ndarray:
     """One-hot features of a choice at every step, and of pairs of neighbouring choices."""
-    hot = [np.array([c == option for option in row], float) for c, row in zip(candidate, choices, strict=True)]
-    pairs = [np.outer(a, b).ravel() for a, b in zip(hot[:-1], hot[1:], strict=True)]
+    hot = [
+        np.array([c == option for option in row], float)
+        for c, row in zip(candidate, choices, strict=True)
+    ]
+    pairs = [np.outer(a, b).ravel() for a, b in itertools.pairwise(hot)]
     return np.concatenate([[1.0], *hot, *pairs])
 
 
@@ -151,12 +153,12 @@ def search_schedule(
     rng, scores = np.random.default_rng(seed), _Scores(score)
 
     def random() -> tuple[Any, ...]:
-        return tuple(row[rng.integers(len(row))] for row in choices)
+        return tuple(row[int(rng.integers(len(row)))] for row in choices)
 
     def mutated(candidate: tuple[Any, ...]) -> tuple[Any, ...]:
         at = int(rng.integers(len(choices)))
         return tuple(
-            choices[i][rng.integers(len(choices[i]))] if i == at or rng.random() < 0.1 else c
+            choices[i][int(rng.integers(len(choices[i])))] if i == at or rng.random() < 0.1 else c
             for i, c in enumerate(candidate)
         )
 
@@ -168,7 +170,7 @@ def search_schedule(
         weights = _ridge(x, np.linspace(0, 1, len(known)), ridge)
         best = known[: max(1, len(known) // 5)]
         fresh = {random() for _ in range(candidates // 2)}
-        fresh |= {mutated(best[rng.integers(len(best))]) for _ in range(candidates // 2)}
+        fresh |= {mutated(best[int(rng.integers(len(best)))]) for _ in range(candidates // 2)}
         new = sorted((c for c in fresh if c not in scores.known), key=repr)
         ranked = sorted(new, key=lambda c: float(encode_schedule(c, choices) @ weights))
         for candidate in ranked[:per_round]:

@@ -19,9 +19,9 @@ def pfgmpp_noise(noise: Array, sigma: float, *, D: int, seed: int = 0) -> Array:
     """Noise of PFGM++ (Xu et al. 2023, arXiv 2302.04265, algorithm 2 and appendix B).
 
     Perturbations of data of N elements at r = sigma sqrt(D) have density proportional to
-    1 / (|x|^2 + r^2)^((N + D) / 2): the direction of normal noise, with a radius r sqrt(b / (1 - b))
-    for b of Beta(N / 2, D / 2). The sampler itself is EDM's, with sigma: "edm" or "heun" on a
-    schedule of kind ve. D to infinity gives sigma * noise back.
+    1 / (|x|^2 + r^2)^((N + D) / 2): the direction of normal noise, with a radius
+    r sqrt(b / (1 - b)) for b of Beta(N / 2, D / 2). The sampler itself is
+    EDM's, with sigma: "edm" or "heun" on a schedule of kind ve. D to infinity gives sigma * noise back.
 
     Args:
         noise: (B, ...) standard normal.
@@ -80,8 +80,8 @@ class GaussianTeleport:
     and Vastola 2024, arXiv 2412.09726, section 5: analytical teleportation).
 
     At high noise a model's score is nearly that of a Gaussian with the data's mean and covariance;
-    along it (x / alpha - mean) stretches by sqrt((v + rho'^2) / (v + rho^2)) in every eigendirection
-    of variance v, rho = sigma / alpha.
+    along it x / alpha - mean stretches by sqrt((v + rho'^2) / (v + rho^2)) in every
+    eigendirection of variance v, rho = sigma / alpha.
 
     Args:
         mean: (...) of one sample.
@@ -102,13 +102,13 @@ class GaussianTeleport:
         expected = (len(self.variances), self.mean.size)
         if self.variances.ndim != 1 or self.vectors.shape != expected or residual < 0:
             raise ValueError(
-                f"GaussianTeleport: argument 'vectors' expected shape {expected} and residual >= 0, "
-                f"got {self.vectors.shape} and {residual}"
+                f"GaussianTeleport: argument 'vectors' expected shape {expected} and residual "
+                f">= 0, got {self.vectors.shape} and {residual}"
             )
 
     @classmethod
     def of_data(cls, data: np.ndarray, rank: int) -> GaussianTeleport:
-        """From samples (n, ...): mean, `rank` leading directions, the mean of the other variances."""
+        """From samples (n, ...): mean, `rank` leading directions, the others' mean variance."""
         flat = np.asarray(data, np.float64).reshape(len(data), -1)
         if not 1 <= rank <= min(len(flat) - 1, flat.shape[1]):
             raise ValueError(

@@ -22,9 +22,7 @@ def _of_kind(value: Any, kind: str, flow: bool) -> Value:
     return noise
 
 
-def _entries(
-    count: int, schedule: Sequence[str | Entry]
-) -> list[tuple[Method, dict[str, Any]]]:
+def _entries(count: int, schedule: Sequence[str | Entry]) -> list[tuple[Method, dict[str, Any]]]:
     if len(schedule) != count:
         raise ValueError(
             f"per_step: option 'solvers' expected one entry for each of {count} steps, "

@@ -53,9 +53,7 @@ def _no_noise(_: int) -> Value:
     raise ValueError("solver_plan: momentum is for deterministic solvers, this one draws noise")
 
 
-def with_momentum(
-    base: str, name: str | None = None, *, declared: int = 1, **options: Any
-) -> None:
+def with_momentum(base: str, name: str | None = None, *, declared: int = 1, **options: Any) -> None:
     """Registers `base` with Polyak's heavy-ball momentum (HB), as `base`_hb.
 
     The step's mean direction d, in the space of the base's prediction, is averaged over the steps,
@@ -68,9 +66,7 @@ def with_momentum(
     found, full = find_method(base, options)
     sample = found.prediction == "sample"
 
-    def heavy_ball(
-        s: Step, x: Value, *, momentum: float, nesterov: bool, **options: Any
-    ) -> Any:
+    def heavy_ball(s: Step, x: Value, *, momentum: float, nesterov: bool, **options: Any) -> Any:
         _check(momentum)
         inner = s.replaced(options=options, _draw=_no_noise)
         result = yield from found.function(inner, x, **options)

@@ -12,9 +12,7 @@ _SOURCE = "Song et al. 2021, arXiv 2011.13456"
 
 def _check(s: Step, name: str) -> None:
     if s.schedule.kind not in ("vp", "ve"):
-        raise ValueError(
-            f"{name}: expected a schedule of kind vp or ve, got {s.schedule.kind!r}"
-        )
+        raise ValueError(f"{name}: expected a schedule of kind vp or ve, got {s.schedule.kind!r}")
 
 
 @method("reverse_diffusion", prediction="noise", order=1, source=f"{_SOURCE}, equations 46, 47")
