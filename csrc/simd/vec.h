@@ -73,6 +73,23 @@ PIXLEAP_INLINE vf load(const float* p) {
 }
 PIXLEAP_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
+// To 16 bits, of lanes below 2^16.
+PIXLEAP_INLINE vh narrow(vu v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  vh h;
+  for (int i = 0; i < VW; i += 8) {
+    __m128i low, high;
+    std::memcpy(&low, reinterpret_cast<const char*>(&v) + 4 * i, 16);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + 4 * i + 16, 16);
+    low = _mm_packus_epi32(low, high);
+    std::memcpy(reinterpret_cast<char*>(&h) + 2 * i, &low, 16);
+  }
+  return h;
+#else
+  return __builtin_convertvector(v, vh);
+#endif
+}
+
 PIXLEAP_INLINE vf load(const bf16_t* p) {
   vh h;
   std::memcpy(&h, p, sizeof h);
@@ -82,13 +99,15 @@ PIXLEAP_INLINE void store(bf16_t* p, vf v) {  // round to nearest even, NaN stay
   const vu u = bit_cast_to<vu>(v);
   vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   r = (v != v) ? ((u >> 16) | 0x40u) : r;
-  const vh h = __builtin_convertvector(r, vh);
+  const vh h = narrow(r);
   std::memcpy(p, &h, sizeof h);
 }
 
 PIXLEAP_INLINE vf load(const f16_t* p) {
 #if defined(__AVX512F__)
-  return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  // GCC 12 warns of what the plain intrinsic leaves undefined.
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (vf)_mm512_maskz_cvtph_ps(0xffff, h);
 #elif defined(__F16C__)
   vf v;
   for (int i = 0; i < VW; i += 8) {

@@ -25,6 +25,7 @@ def make(shape: tuple[int, ...]) -> Any:
 
 # Inputs are rounded before both, and sums are float64: the input dtype does not show.
 SAME = dict.fromkeys(FLOATS, 1e-6)
+DOUBLE = (*FLOATS, "float64")
 
 
 def timed(shape: tuple[int, ...]) -> Case:
@@ -37,8 +38,11 @@ def timed(shape: tuple[int, ...]) -> Case:
 CASES = [
     Case("one number", make((1, 1)), tolerance=SAME),
     Case("one axis", make((5,)), tolerance=SAME),
-    Case("tail", make((3, 5, 7)), tolerance=SAME),
-    Case("blocks", make((2, 4097)), tolerance=SAME),
+    Case("tail", make((3, 5, 7)), DOUBLE, tolerance=SAME),
+    Case("blocks", make((2, 4097)), DOUBLE, tolerance=SAME),
+    Case("chunks", make((2, 3, 32771)), DOUBLE, tolerance=SAME),
+    Case("one sample of two chunks", make((1, 32769)), tolerance=SAME),
+    Case("many short samples", make((3001, 5)), tolerance=SAME),
     Case("empty samples", make((3, 0)), tolerance=SAME),
     Case("no samples", make((0, 3)), tolerance=SAME),
     timed((1, 4, 64, 64)),

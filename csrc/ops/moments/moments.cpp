@@ -1,5 +1,9 @@
 #include "ops/moments/moments.h"
 
+#include <algorithm>
+
+#include "core/scratch.h"
+
 namespace pixleap {
 namespace {
 
@@ -16,7 +20,7 @@ void check_samples(const Check& check, const View& v) {
 
 void moments(const Out& out, const View& a, const View& b) {
   const Check check("moments");
-  check.dtype(a, {DType::f32, DType::bf16, DType::f16});
+  check.dtype(a, {DType::f32, DType::bf16, DType::f16, DType::f64});
   check.value(a.ndim >= 1, "a", "at least 1 dimension", "a scalar");
   check.same_dtype(b, a);
   check.same_device(b, a);
@@ -33,8 +37,12 @@ void moments(const Out& out, const View& a, const View& b) {
   if (a.size(0) == 0) return;
   int64_t length = 1;
   for (int i = 1; i < a.ndim; ++i) length *= a.shape[i];
-  const MomentsParams p{a.dtype, a.data,      b.data,      a.size(0),
-                        length,  a.stride(0), b.stride(0), out.as<double>()};
+  const int64_t chunks = std::max<int64_t>(1, (length + kMomentsChunk - 1) / kMomentsChunk);
+  std::unique_ptr<double[]> partial;
+  if (chunks > 1 && a.device.type == DeviceType::cpu)
+    partial = scratch<double>(a.size(0) * chunks * kMoments);
+  const MomentsParams p{a.dtype,     a.data,      b.data,           a.size(0), length,
+                        a.stride(0), b.stride(0), out.as<double>(), chunks,    partial.get()};
   kernels.run(check, p, a);
 }
 

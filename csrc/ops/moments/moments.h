@@ -8,6 +8,7 @@
 namespace pixleap {
 
 constexpr int kMoments = 6;
+constexpr int64_t kMomentsChunk = 1 << 15;  // elements of a sample that one task adds
 
 struct MomentsParams {
   DType dtype;
@@ -15,6 +16,8 @@ struct MomentsParams {
   int64_t batch, length;       // length: product of the other extents
   int64_t a_stride, b_stride;  // between samples, in elements
   double* out;                 // (B, 6)
+  int64_t chunks;              // of a sample, at least 1
+  double* partial;             // (B, chunks, 6) on the CPU, if there is more than one chunk
 };
 
 void moments(const Out& out, const View& a, const View& b);

@@ -2,6 +2,7 @@
 a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in NumPy float64."""
 
 from .attention import attention
+from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
 from .hadamard_projection import hadamard_projection
@@ -20,10 +21,12 @@ from .pairwise_kernel_sum import pairwise_kernel_sum
 from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
+from .systematic_resample import systematic_resample
 from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
     "attention",
+    "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
     "hadamard_projection",
@@ -42,5 +45,6 @@ __all__ = [
     "pairwise_topk",
     "random_normal",
     "sample_tokens",
+    "systematic_resample",
     "trace_sqrt_product",
 ]

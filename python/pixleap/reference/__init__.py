@@ -1,6 +1,7 @@
 """The ops in readable NumPy float64: what every native kernel is held to."""
 
 from .attention import attention
+from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
 from .hadamard_projection import hadamard_projection
@@ -19,10 +20,12 @@ from .pairwise_kernel_sum import pairwise_kernel_sum
 from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
+from .systematic_resample import systematic_resample
 from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
     "attention",
+    "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
     "hadamard_projection",
@@ -41,5 +44,6 @@ __all__ = [
     "pairwise_topk",
     "random_normal",
     "sample_tokens",
+    "systematic_resample",
     "trace_sqrt_product",
 ]

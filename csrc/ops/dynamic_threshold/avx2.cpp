@@ -1,0 +1,1 @@
+#include "ops/dynamic_threshold/kernel.inl"
