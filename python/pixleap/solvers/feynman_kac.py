@@ -16,13 +16,6 @@ from .reductions import host_moments
 from .schedule import PREDICTION_TYPES, NoiseSchedule, choose
 
 
-def systematic_indices(weights: np.ndarray, u: float) -> np.ndarray:
-    """Systematic resampling: (n,) indices, index i about n * weights[i] times."""
-    n = len(weights)
-    edges = np.cumsum(weights)
-    return np.searchsorted(edges / edges[-1], (np.arange(n) + u) / n, side="right").clip(0, n - 1)
-
-
 class FeynmanKacSampler:
     """Samples of prod q_i^exponent_i from the scores of the q_i (Skreta et al. 2025, arXiv
     2503.02819, propositions 3.1 to 3.3, without tempered noise).
@@ -162,16 +155,14 @@ class FeynmanKacSampler:
         log -= np.log(np.exp(log).sum(axis=1, keepdims=True))
         n = log.shape[1]
         size = 1 / (np.exp(2 * log).sum(axis=1) * n)
-        rows = np.flatnonzero(size < self.threshold) if self.threshold < 1 else range(len(log))
-        chosen = np.arange(log.size).reshape(log.shape)
+        again = (size < self.threshold) | (self.threshold == 1)
         offset = self.offset + 2 * self.index + 1
-        z = ops.random_normal((len(log),), seed=self.seed, offset=offset)
-        for k in rows:
-            u = 0.5 * (1 + math.erf(float(z[k]) / math.sqrt(2)))
-            chosen[k] = k * n + systematic_indices(np.exp(log[k]), u)
-            log[k] = -math.log(n)
+        chosen = ops.systematic_resample(log, seed=self.seed, offset=offset)
+        chosen = np.where(again[:, None], chosen, np.arange(n))
+        rows = (chosen + np.arange(len(log))[:, None] * n).reshape(-1)
+        log[again] = -math.log(n)
         self.log_weights = log.reshape(-1)
-        return x if not len(rows) else x[chosen.reshape(-1).tolist()]
+        return x[rows.tolist()] if again.any() else x
 
     def sample(self, model: Callable[[Array, float], Any], x: Array) -> Array:
         """Runs all steps: `model(x, time)` gives as many outputs as there are exponents."""

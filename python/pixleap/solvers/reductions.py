@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import ops, reference
+from .. import ops
 from .._arrays import Array, is_torch
 
 
 def host_moments(a: Array, b: Array) -> np.ndarray:
-    """`px.ops.moments` of two arrays of any float dtype, as (B, 6) NumPy float64: sum a, sum b,
-    sum a*a, sum b*b, sum a*b, max |a - b|. Waits for the device."""
-    if is_torch(a):
-        double = str(a.dtype) == "torch.float64"
-        out = ops.moments(a.float(), b.float()) if double else ops.moments(a, b)
-        return out.cpu().numpy()
-    if str(a.dtype) == "float64":
-        return reference.moments(a, b)
-    return np.asarray(ops.moments(a, b))
+    """`px.ops.moments` as (B, 6) NumPy float64: sum a, sum b, sum a*a, sum b*b, sum a*b,
+    max |a - b|. Waits for the device."""
+    out = ops.moments(a, b)
+    return out.cpu().numpy() if is_torch(out) else np.asarray(out)
 
 
 def elements(x: Array) -> int:

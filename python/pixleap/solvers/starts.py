@@ -20,8 +20,8 @@ def pfgmpp_noise(noise: Array, sigma: float, *, D: int, seed: int = 0) -> Array:
 
     Perturbations of data of N elements at r = sigma sqrt(D) have density proportional to
     1 / (|x|^2 + r^2)^((N + D) / 2): the direction of normal noise, with a radius
-    r sqrt(b / (1 - b)) for b of Beta(N / 2, D / 2). The sampler itself is
-    EDM's, with sigma: "edm" or "heun" on a schedule of kind ve. D to infinity gives sigma * noise back.
+    r sqrt(b / (1 - b)) for b of Beta(N / 2, D / 2). The sampler itself is EDM's, with sigma: "edm"
+    or "heun" on a schedule of kind ve. D to infinity gives sigma * noise back.
 
     Args:
         noise: (B, ...) standard normal.

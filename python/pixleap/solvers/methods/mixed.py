@@ -52,7 +52,8 @@ def per_step(
     orders = []
     for i, (inner, its) in enumerate(entries):
         order = min(int(its.get("order", inner.order)), i + 1)
-        if s.points[0].alpha == 0 and inner.prediction != "velocity":
+        velocity = inner.prediction == "velocity" or (flow and inner.prediction == "derivative")
+        if s.points[0].alpha == 0 and not velocity:
             order = min(order, max(1, i))
         last = i == len(entries) - 1 and s.next.sigma == 0 and inner.multistep
         orders.append(1 if last else order)
