@@ -273,26 +273,38 @@ def product_of(means, spreads, exponents):
 def test_feynman_kac_reaches_the_product(means, spreads, exponents, kind):
     schedule = getattr(solvers.NoiseSchedule, kind)()
     models = [gaussian_noise(schedule, m, s) for m, s in zip(means, spreads, strict=True)]
-    levels = np.exp(np.linspace(math.log(40), math.log(0.01), 300)).tolist()
+    levels = [*np.exp(np.linspace(math.log(8), math.log(0.02), 150)).tolist(), 0.0]
     mean, spread = product_of(means, spreads, exponents)
-    sampler = solvers.FeynmanKacSampler(
-        schedule, [*levels, 0.0], exponents=exponents, threshold=0.7, seed=5
-    )
-    like = np.zeros((6000, 1))
-    x = sampler.initial_noise(like).astype(np.float64)
-    y = sampler.sample(lambda x, t: [m(x, t) for m in models], x)
-    w = np.exp(sampler.log_weights)
-    got = float((w * y[:, 0]).sum() / w.sum())
-    deviation = math.sqrt(float((w * (y[:, 0] - got) ** 2).sum() / w.sum()))
-    # resampling correlates particles: a generous multiple of 1 / sqrt(6000)
-    assert abs(got - mean) < 0.07 * spread, (got, mean)
-    assert abs(deviation / spread - 1) < 0.05, (deviation, spread)
-    # without weights the spread is wrong, which is why they are there
-    plain = solvers.FeynmanKacSampler(
-        schedule, [*levels, 0.0], exponents=exponents, threshold=0.0, seed=5
-    )
-    z = plain.sample(lambda x, t: [m(x, t) for m in models], x.copy())
-    assert abs(z.std() / spread - 1) > 0.05 or abs(z.mean() - mean) > 0.07 * spread
+    first = schedule.at_sigma(8.0)
+    wide = [math.hypot(s, first.ratio) for s in spreads]
+    start_mean, start_spread = product_of(means, wide, exponents)
+    x = first.alpha * (start_mean + start_spread * normal(12_000, 1))
+
+    def estimates(threshold):
+        """Mean and second moment about the true mean, of 12 populations of 1,000."""
+        sampler = solvers.FeynmanKacSampler(
+            schedule, levels, exponents=exponents, threshold=threshold, particles=1000, seed=5
+        )
+        y = sampler.sample(lambda x, t: [m(x, t) for m in models], x.copy()).reshape(12, 1000)
+        w = np.exp(sampler.log_weights).reshape(12, 1000)
+        return [(w * v).sum(axis=1) for v in (y - mean, (y - mean) ** 2)]
+
+    for values, wanted in zip(estimates(0.7), (0.0, spread**2), strict=True):
+        error = abs(values.mean() - wanted)
+        # populations are independent: 5 standard errors, and the discretisation's 1 %
+        assert error < 5 * values.std(ddof=1) / math.sqrt(12) + 0.01 * spread, (values, wanted)
+        assert error < 0.1 * spread
+    # weights that are not used: a wrong variance, which is what they are for
+    plain = solvers.FeynmanKacSampler(schedule, levels, exponents=exponents, threshold=0)
+    y = plain.sample(lambda x, t: [m(x, t) for m in models], x.copy())
+    assert abs(y.std() / spread - 1) > 0.05 or abs(y.mean() - mean) > 0.1 * spread
+
+
+def test_feynman_kac_start():
+    schedule = solvers.NoiseSchedule.ve()
+    sampler = solvers.FeynmanKacSampler(schedule, [9.0, 0.0], exponents=[1.0, 3.0])
+    x = sampler.initial_noise(np.zeros((2, 20_000)))
+    assert abs(x.std() / 4.5 - 1) < 0.02
 
 
 def test_feynman_kac_weights_by_hand():

@@ -48,7 +48,7 @@ class Call:
     noise: str | None
     noise_scale: tuple[float, ...]
     clamp: float | None
-    threshold: dict[str, float] | None
+    threshold: dict[str, Any] | None
 
 
 def calls_of(p: Pass, external_noise: bool) -> list[Call]:
