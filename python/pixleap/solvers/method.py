@@ -20,6 +20,7 @@ The values may be `LinearForm`s (the tracer) or arrays (the reference): the text
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Generator
@@ -148,6 +149,12 @@ class Step:
     def h(self) -> float:
         """lambda of the next point minus lambda of this one."""
         return self.next.lam - self.now.lam
+
+    def replaced(self, **changes: Any) -> Step:
+        """A copy with other attributes, for descriptions that run another one inside."""
+        step = copy.copy(self)
+        vars(step).update(changes)
+        return step
 
     def nodes(self, m0: Value) -> list[tuple[Value, Point]]:
         """The predictions this step may use, latest first, m0 at `now` among them."""

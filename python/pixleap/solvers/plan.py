@@ -67,6 +67,7 @@ class SolverPlan:
     stages: list[Stage]
     before: list[Pass] = field(default_factory=list)  # ahead of the first evaluation
     start: str = "x0"
+    constants: tuple[str, ...] = ()  # arrays given to `Solver`, the same at every step
 
     @property
     def timesteps(self) -> list[float]:
@@ -244,19 +245,20 @@ def solver_plan(
             steps than the order, a prediction that cannot be converted at a point.
     """
     run = prepare(name, schedule, sigmas, **arguments)
-    tracer = _Tracer(run)
+    tracer = Tracer(run)
     for index in range(len(run.points) - 1):
         tracer.step(index)
     return tracer.plan()
 
 
-class _Tracer:
+class Tracer:
     """Runs a description on forms, one step after another, and cuts it at the model calls."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.sample = "x0"  # name of the current sample
         self.samples = 1
+        self.evaluations = 0
         self.stages: list[Stage] = []
         self.before: list[Pass] = []
         self.past: list[tuple[LinearForm, Point]] = []
@@ -295,7 +297,8 @@ class _Tracer:
 
     def _evaluate(self, index: int, point: Point) -> Any:
         """A new stage; the method's prediction of it, under a name of its own."""
-        k = len(self.stages)
+        k = self.evaluations
+        self.evaluations += 1
         stage = Stage(index, point, self.sample, f"output{k}", [], "")
         self.stages.append(stage)
         run, x, output = self.run, LinearForm.of(stage.sample), LinearForm.of(stage.output)
@@ -353,9 +356,15 @@ class _Tracer:
         stage.result = result
 
     def plan(self) -> SolverPlan:
-        """Drops outputs that nothing reads."""
         run = self.run
-        needed = {self.stages[-1].result}
+        self.prune({self.stages[-1].result})
+        return SolverPlan(
+            run.name, run.method, run.points, run.prediction_type, self.stages, self.before
+        )
+
+    def prune(self, needed: set[str]) -> None:
+        """Drops outputs that nothing reads beside `needed`."""
+        run = self.run
         for stage in reversed(self.stages):
             for p in reversed(stage.passes):
                 wanted = {o: f for o, f in zip(p.outputs, p.forms, strict=True) if o in needed}
@@ -369,9 +378,6 @@ class _Tracer:
                     )
             stage.passes = [p for p in stage.passes if p.outputs]
             needed.add(stage.sample)
-        return SolverPlan(
-            run.name, run.method, run.points, run.prediction_type, self.stages, self.before
-        )
 
 
 def _held(form: LinearForm) -> bool:

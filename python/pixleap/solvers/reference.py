@@ -87,6 +87,7 @@ def sample(
                 break
         if exact is not None and run.orders[index] < max(run.orders):
             x = exact(run.points[index + 1])
-            state = {key: exact(run.points[index]) for key in state if key == "x"}
+            if "x" in state:
+                state["x"] = exact(run.points[index])
         past = [(first, run.points[index]), *past][: run.history]
     return x

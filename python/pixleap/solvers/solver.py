@@ -93,7 +93,7 @@ def solver_step(
 
     Args:
         stage: counts the model evaluations, 0 to plan.evaluations - 1.
-        state: what the stage before returned; for stage 0 `{"x": start}`.
+        state: what the stage before returned; for stage 0 `{"x": start}` and the plan's constants.
         output: of the model at state["x"] and plan.timesteps[stage], shaped like state["x"].
         seed, offset, first_element: of the noise; see `px.ops.lincomb`. Every noise of the plan has
             an offset of its own, so one pair serves the whole run.
@@ -116,24 +116,25 @@ def solver_step(
     if stage == 0:
         values[plan.start] = values[current.sample]
         for p in plan.before:
-            _run(p, plan, values, seed, offset, first_element, noise)
+            run_pass(p, plan.noises, values, seed, offset, first_element, noise)
     values[current.output] = output
     for p in current.passes:
-        _run(p, plan, values, seed, offset, first_element, noise)
+        run_pass(p, plan.noises, values, seed, offset, first_element, noise)
     kept = {name: values[name] for name in plan.needed_after(stage) if name in values}
     kept.pop(current.result, None)
     return {"x": values[current.result], **kept}
 
 
-def _run(
+def run_pass(
     p: Pass,
-    plan: SolverPlan,
+    noises: Sequence[str],
     values: dict[str, Array],
     seed: int,
     offset: int,
     first_element: int,
     noise: Noise | None,
 ) -> None:
+    """A pass into new arrays, which join `values`. `noises`: names in the order of their use."""
     for call in calls_of(p, noise is not None):
         for name in call.inputs:
             if name in values:
@@ -150,7 +151,7 @@ def _run(
             clamp=call.clamp,
             noise_scale=call.noise_scale,
             seed=seed,
-            offset=offset + (plan.noises.index(call.noise) if call.noise else 0),
+            offset=offset + (noises.index(call.noise) if call.noise else 0),
             first_element=first_element,
         )
         if call.threshold is not None:
@@ -222,6 +223,7 @@ class Solver:
         seed, offset, first_element: of the noise, see `px.ops.lincomb`: a batch split over several
             solvers gets the same noise when each says where its first element lies.
         noise: name -> array, instead of the kernel's noise; see `SolverPlan.noises`.
+        constants: the arrays that the plan names in `SolverPlan.constants`, shaped like the start.
         state_dtype: "float32" keeps samples and history in float32 while the model is fed and
             answers in another dtype; None: the dtype of the start.
 
@@ -237,9 +239,16 @@ class Solver:
         offset: int = 0,
         first_element: int = 0,
         noise: Noise | None = None,
+        constants: Mapping[str, Array] | None = None,
         state_dtype: str | None = None,
     ) -> None:
         self.plan, self.guidance, self.noise = plan, guidance, noise
+        self.constants = dict(constants or {})
+        if set(self.constants) != set(plan.constants):
+            raise ValueError(
+                f"Solver: argument 'constants' expected {', '.join(plan.constants) or 'none'}, "
+                f"got {', '.join(self.constants) or 'none'}"
+            )
         self.seed, self.first_element, self.state_dtype = seed, first_element, state_dtype
         self.index = 0  # of the next stage
         self._names = list(guidance.names) if guidance else ["output"]
@@ -311,6 +320,7 @@ class Solver:
             self._like = like
         values = {name: self._buffers[i] for name, i in self._slots.items()}
         values[self.plan.start] = x
+        values.update(self.constants)
         names = [*(stage.sample for stage in self.plan.stages), self.plan.stages[-1].result]
         self._samples = [values[name] for name in names]
         self._copies = [False] * len(names)
