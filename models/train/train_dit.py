@@ -1,8 +1,9 @@
 """Train the embedded class-conditional diffusion transformer on 28 x 28 digits.
 
-The weights in the package come from two rounds, the second going on from a copy of the first's:
+The weights in the package come from three rounds, each going on from a copy of the last one's:
 python models/train/train_dit.py --stop 2500
-python models/train/train_dit.py --init COPY.npz --steps 3000 --rate 1.5e-3 --seed 1
+python models/train/train_dit.py --init COPY.npz --steps 3000 --stop 1300 --rate 1.5e-3 --seed 1
+python models/train/train_dit.py --init COPY.npz --steps 400 --rate 1e-3 --seed 2
 """
 
 from __future__ import annotations
