@@ -82,7 +82,10 @@ def combination(arrays: Sequence[Array], weights: Any, out: Array | None = None)
     """sum_i weights[i] * arrays[i] in one pass; weights: numbers, or (B, n) of each sample."""
     if out is None:
         out = empty(arrays[0], shape(arrays[0], "guidance", "output"))
-    coefficients = weights if isinstance(weights, (list, tuple)) else weights[:, None]
+    if isinstance(weights, np.ndarray):  # one sample: plain numbers take lincomb's faster way
+        coefficients = weights[:, None] if len(weights) != 1 else weights[0].tolist()
+    else:
+        coefficients = weights if isinstance(weights, (list, tuple)) else weights[:, None]
     return ops.lincomb(arrays, coefficients, out=[out])[0]
 
 
