@@ -44,14 +44,20 @@ def threshold(x: np.ndarray) -> np.ndarray:
     return np.clip(x, -s, s) / s
 
 
+def starts_without_signal(case: str) -> bool:
+    return case in ("zero snr", "flow")
+
+
 def plan_of(name: str, case: str, **arguments: Any) -> solvers.SolverPlan:
     schedule, grid, kind = SCHEDULES[case]
     arguments = {"steps": 8, "prediction_type": kind, **arguments}
     try:
         return solver_plan(name, schedule, grid, **arguments)
     except ValueError as error:
-        if "predicted noise, which says nothing" in str(error):
+        if starts_without_signal(case) and "alpha is 0" in str(error):
             pytest.skip("written for predicted noise, and this grid starts at alpha 0")
+        if starts_without_signal(case) and "no finite step" in str(error):
+            pytest.skip("its history of noise has no weight where alpha is 0")
         raise
 
 
