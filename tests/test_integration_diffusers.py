@@ -307,6 +307,7 @@ def test_dit_pipeline(name: str) -> None:
         sample_size=8,
         num_embeds_ada_norm=1000,
     )
+    transformer.eval()  # in training labels are dropped at random
     pipeline = diffusers.DiTPipeline(transformer, autoencoder(), diffusers.DDIMScheduler())
     swapped(pipeline, name, {}, class_labels=[1, 3], num_inference_steps=6, guidance_scale=2.0)
 
