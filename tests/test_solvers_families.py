@@ -371,3 +371,45 @@ def test_multistep_consistency_on_its_grid():
 
     y = solvers.Solver(plan, noise=lambda name: z).sample(f, x.copy())
     np.testing.assert_allclose(y, f(f(x, 80.0) + 0.821 * z, 0.821), atol=1e-12)
+
+
+NEW = [
+    *(f"{b}_hb" for b in ("ddim", "euler", "ipndm", "dpmpp_2m", "dpm_solver_2m", "unipc")),
+    "ghvb_3",
+    "reverse_diffusion",
+    "euler_maruyama",
+    "sit_sde",
+    "sit_sde_heun",
+    "per_step",
+]
+
+
+@pytest.mark.parametrize("limits", [{}, {"clip_sample": 0.8}])
+@pytest.mark.parametrize("name", NEW)
+def test_plans_are_their_descriptions(name, limits):
+    """Fused passes, step by step with and without buffers, against plain arithmetic."""
+    flow = name.startswith("sit")
+    schedule = solvers.NoiseSchedule.flow() if flow else solvers.NoiseSchedule.vp()
+    levels = [0.9, 0.7, 0.5, 0.3, 0.1] if flow else [9.0, 4.0, 2.0, 1.0, 0.2]
+    options = {**limits, "prediction_type": "v_prediction"}
+    if name == "per_step":
+        options["solvers"] = ["heun", "unipc", ("sa_solver", {"tau": 0.5}), "dpm_solver_2m"]
+
+    def model(x, t):
+        return np.tanh(x + t / 1000)
+
+    plan = solvers.solver_plan(name, schedule, levels, **options)
+    x = normal(2, 5)
+    noises = {n: normal(2, 5, seed=10 + i) for i, n in enumerate(plan.noises)}
+    wanted = solvers.reference.sample(
+        name, schedule, levels, model=model, x=x.copy(),
+        noise=lambda i, k: noises.get(f"noise {i}.{k}", 0 * x), **options,
+    )  # fmt: skip
+    got = solvers.Solver(plan, noise=noises.__getitem__).sample(model, x.copy())
+    np.testing.assert_allclose(got, wanted, atol=1e-10)
+    if plan.before:  # the first model input is the start with noise: `solver_step` begins after it
+        return
+    state = {"x": x}
+    for k, t in enumerate(plan.timesteps):
+        state = solvers.solver_step(plan, k, state, model(state["x"], t), noise=noises.__getitem__)
+    np.testing.assert_allclose(state["x"], wanted, atol=1e-10)

@@ -31,7 +31,7 @@ def _pair(s: Step, x: Value, *, order: int) -> Generator[Any, Any, Any]:
     e1 = yield ahead(p1), p1
     second = ahead(b) - (e1 - e0) * (b.sigma * math.expm1(h) / (2 * r1))
     if order == 2:
-        return second, {"low": ahead(b) * 1.0}
+        return second, {"low": ahead(b)}
     p2 = s.schedule.at_lambda(a.lam + r2 * h)
     grow = math.expm1(r2 * h)
     middle = ahead(p2) - (e1 - e0) * (p2.sigma * r2 / r1 * (grow / (r2 * h) - 1))

@@ -34,7 +34,8 @@ class DPMSolverV3:
         order: 1 to 3.
         pseudo: derivatives for order 3 by divided differences of divided differences, which the
             paper prefers at few steps; else those of the polynomial through the nodes.
-        corrector: correct each sample with the model's answer to it, at no evaluation.
+        corrector: correct each sample with the model's answer to it, at no evaluation; of the
+            order of the step that made it, with `pseudo` one more, up to 3.
         prediction_type: of the model.
         lower_order_final: lower orders over the last steps.
 

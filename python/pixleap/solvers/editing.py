@@ -87,18 +87,15 @@ class ConsistentEditor:
         if not self._pair or self.index >= len(self.points) - 1:
             raise ValueError("ConsistentEditor.step: call start(image) first, then once per time")
         now, after = self.points[self.index : self.index + 2]
-        _, b = conversion(self.schedule, self.prediction_type, "noise", now)
-        a, _ = conversion(self.schedule, self.prediction_type, "noise", now)
+        a, b = conversion(self.schedule, self.prediction_type, "noise", now)
         fresh = self.eta * after.sigma**2
         kept = math.sqrt(after.sigma**2 - fresh)
-        # Columns: image, source, target, both outputs.
-        d = now.sigma / now.alpha
-        predicted = self._row(1, -(1 - now.sigma * a) / now.alpha, (1 - now.sigma * a) / now.alpha,
-                              d * b, -d * b)  # fmt: skip
-        direction = self._row(
-            -now.alpha / now.sigma, 1 / now.sigma - a, a, -b, b
-        )  # noise of the source's sample and the difference of the predicted noises
-        image = self._row(1, 0, 0, 0, 0)
+        # Columns: image, source, target, both outputs. The target's predicted sample:
+        k, d = (1 - now.sigma * a) / now.alpha, now.sigma * b / now.alpha
+        predicted = [1.0, -k, k, d, -d]
+        # The noise of the source's sample and the difference of the predicted noises:
+        direction = [-now.alpha / now.sigma, 1 / now.sigma - a, a, -b, b]
+        image = [1.0, 0.0, 0.0, 0.0, 0.0]
         source = [after.alpha * i + kept * n for i, n in zip(image, direction, strict=True)]
         target = [after.alpha * i + kept * n for i, n in zip(predicted, direction, strict=True)]
         noise = math.sqrt(fresh)
@@ -111,10 +108,6 @@ class ConsistentEditor:
         )  # fmt: skip
         self.index += 1
         return self._pair[0], self._pair[1]
-
-    @staticmethod
-    def _row(*values: float) -> list[float]:
-        return [float(v) for v in values]
 
     def edit(self, model: Any, image: Array, source: Any, target: Any) -> Array:
         """The whole run: `model(x, time, condition)` for both conditions; returns the edit."""

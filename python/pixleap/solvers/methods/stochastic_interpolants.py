@@ -72,7 +72,7 @@ def sit_sde(
         x = x + s.noise() * deviation
     first = yield x, s.now
     if s.last and last == "tweedie":
-        return first[0] * (1 / 1.0) if s.next.sigma == 0 else first[0]
+        return first[0]
     k1 = drift(first, s.now, 0.0 if s.last and last == "euler" else strength)
     if not heun:
         x = x + k1 * step
