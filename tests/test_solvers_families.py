@@ -407,9 +407,7 @@ def test_plans_are_their_descriptions(name, limits):
     )  # fmt: skip
     got = solvers.Solver(plan, noise=noises.__getitem__).sample(model, x.copy())
     np.testing.assert_allclose(got, wanted, atol=1e-10)
-    if plan.before:  # the first model input is the start with noise: `solver_step` begins after it
-        return
-    state = {"x": x}
+    state = solvers.solver_start(plan, x, noise=noises.__getitem__)
     for k, t in enumerate(plan.timesteps):
         state = solvers.solver_step(plan, k, state, model(state["x"], t), noise=noises.__getitem__)
     np.testing.assert_allclose(state["x"], wanted, atol=1e-10)

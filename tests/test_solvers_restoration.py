@@ -70,7 +70,7 @@ def test_mean_reverting_solvers_restore_a_gaussian(kind):
         x = degraded + alpha * MU + math.hypot(alpha * SPREAD, sigma) * normal(4000, 1, seed=6)
         y = solvers.Solver(plan, seed=2, constants={"mu": degraded}).sample(model, x.copy())
         same_normal(y - degraded, MU, SPREAD)
-        state = {"x": x[:5], "mu": degraded[:5]}
+        state = solvers.solver_start(plan, x[:5], constants={"mu": degraded[:5]})
         z = solvers.Solver(plan, seed=2, constants={"mu": degraded[:5]}).sample(model, x[:5].copy())
         for k, t in enumerate(plan.timesteps):
             state = solvers.solver_step(plan, k, state, model(state["x"], t), seed=2)

@@ -14,7 +14,7 @@ from .method import ALIASES, METHODS, Step, conversion, method
 from .plan import SolverPlan, solver_plan
 from .schedule import PREDICTION_TYPES, NoiseSchedule, Point, dynamic_shift_mu, flow_shift
 from .search import SearchResult, search_schedule, search_timesteps
-from .solver import Solver, solver_step
+from .solver import Solver, solver_start, solver_step
 from .starts import GaussianTeleport, one_more_step, pfgmpp_noise
 from .stitching import StitchedModel
 from .time_shift import TimeShiftSolver
@@ -62,5 +62,6 @@ __all__ = [
     "search_timesteps",
     "solver_names",
     "solver_plan",
+    "solver_start",
     "solver_step",
 ]

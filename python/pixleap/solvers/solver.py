@@ -57,25 +57,53 @@ class Call:
     threshold: dict[str, Any] | None
 
 
-def calls_of(p: Pass, external_noise: bool) -> list[Call]:
-    """The calls of a pass. `external_noise`: noise comes as arrays, not from the kernel."""
-    calls = []
-    for first in range(0, len(p.outputs), MAX_OUTPUTS):
-        part = slice(first, first + MAX_OUTPUTS)
-        piece = Pass(p.outputs[part], p.forms[part])
-        noise = [] if external_noise else piece.noise
-        inputs = piece.inputs + (piece.noise if external_noise else [])
-        if len(noise) > 1:
-            raise ValueError(f"solver: a pass with two noises: {', '.join(noise)}")
-
-        def row(names: Sequence[str], piece: Pass = piece) -> tuple[float, ...]:
-            return tuple(f.terms.get(n, 0.0) for f in piece.forms for n in names)
-
-        name = noise[0] if noise else None
-        calls.append(
-            Call(inputs, piece.outputs, row(inputs), name, row(noise), p.clamp, p.threshold)
+def call_of(p: Pass, external_noise: bool) -> Call:
+    """The call that a pass is. `external_noise`: noise comes as arrays, not from the kernel."""
+    noise = [] if external_noise else p.noise
+    inputs = p.inputs + (p.noise if external_noise else [])
+    if len(noise) > 1 or len(p.outputs) > MAX_OUTPUTS:
+        raise ValueError(
+            f"solver: a step expected at most one noise and {MAX_OUTPUTS} outputs, got "
+            f"{', '.join([*noise, *p.outputs])}"
         )
-    return calls
+
+    def rows(names: Sequence[str]) -> tuple[float, ...]:
+        return tuple(f.terms.get(n, 0.0) for f in p.forms for n in names)
+
+    name = noise[0] if noise else None
+    return Call(inputs, p.outputs, rows(inputs), name, rows(noise), p.clamp, p.threshold)
+
+
+def solver_start(
+    plan: SolverPlan,
+    x: Array,
+    *,
+    seed: int = 0,
+    offset: int = 0,
+    first_element: int = 0,
+    noise: Noise | None = None,
+    constants: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """The state that `solver_step` begins with: the start, with the noise that some solvers add
+    before the first evaluation.
+
+    Args:
+        x: the noise of the first point, (B, ...).
+        constants: arrays that the plan names beside the sample.
+        seed, offset, first_element, noise: as for `solver_step`.
+    """
+    values = {plan.start: x, **(constants or {})}
+    for p in plan.before:
+        run_pass(p, plan.noises, values, seed, offset, first_element, noise)
+    return _state(plan, -1, values, plan.stages[0].sample)
+
+
+def _state(
+    plan: SolverPlan, stage: int, values: Mapping[str, Array], sample: str
+) -> dict[str, Array]:
+    needed = plan.needed_after(stage)
+    kept = {name: values[name] for name in needed if name in values and name != sample}
+    return {"x": values[sample], **kept}
 
 
 def solver_step(
@@ -93,7 +121,7 @@ def solver_step(
 
     Args:
         stage: counts the model evaluations, 0 to plan.evaluations - 1.
-        state: what the stage before returned; for stage 0 `{"x": start}` and the plan's constants.
+        state: what the stage before returned; for stage 0 what `solver_start` returned.
         output: of the model at state["x"] and plan.timesteps[stage], shaped like state["x"].
         seed, offset, first_element: of the noise; see `px.ops.lincomb`. Every noise of the plan has
             an offset of its own, so one pair serves the whole run.
@@ -113,16 +141,10 @@ def solver_step(
     current = plan.stages[stage]
     values = dict(state)
     values[current.sample] = values.pop("x")
-    if stage == 0:
-        values[plan.start] = values[current.sample]
-        for p in plan.before:
-            run_pass(p, plan.noises, values, seed, offset, first_element, noise)
     values[current.output] = output
     for p in current.passes:
         run_pass(p, plan.noises, values, seed, offset, first_element, noise)
-    kept = {name: values[name] for name in plan.needed_after(stage) if name in values}
-    kept.pop(current.result, None)
-    return {"x": values[current.result], **kept}
+    return _state(plan, stage, values, current.result)
 
 
 def run_pass(
@@ -135,28 +157,28 @@ def run_pass(
     noise: Noise | None,
 ) -> None:
     """A pass into new arrays, which join `values`. `noises`: names in the order of their use."""
-    for call in calls_of(p, noise is not None):
-        for name in call.inputs:
-            if name in values:
-                continue
-            if noise is None or not name.startswith("noise "):
-                raise ValueError(f"solver_step: argument 'state' lacks {name!r} of this stage")
-            values[name] = noise(name)
-        like = values[call.inputs[0]]
-        out = [empty(like, shape(like, "solver_step", call.inputs[0])) for _ in call.outputs]
-        ops.lincomb(
-            [values[name] for name in call.inputs],
-            call.coefficients,
-            out=out,
-            clamp=call.clamp,
-            noise_scale=call.noise_scale,
-            seed=seed,
-            offset=offset + (noises.index(call.noise) if call.noise else 0),
-            first_element=first_element,
-        )
-        if call.threshold is not None:
-            ops.dynamic_threshold(out[0], out=out[0], **call.threshold)
-        values.update(zip(call.outputs, out, strict=True))
+    call = call_of(p, noise is not None)
+    for name in call.inputs:
+        if name in values:
+            continue
+        if noise is None or not name.startswith("noise "):
+            raise ValueError(f"solver_step: argument 'state' lacks {name!r} of this stage")
+        values[name] = noise(name)
+    like = values[call.inputs[0]]
+    out = [empty(like, shape(like, "solver_step", call.inputs[0])) for _ in call.outputs]
+    ops.lincomb(
+        [values[name] for name in call.inputs],
+        call.coefficients,
+        out=out,
+        clamp=call.clamp,
+        noise_scale=call.noise_scale,
+        seed=seed,
+        offset=offset + (noises.index(call.noise) if call.noise else 0),
+        first_element=first_element,
+    )
+    if call.threshold is not None:
+        ops.dynamic_threshold(out[0], out=out[0], **call.threshold)
+    values.update(zip(call.outputs, out, strict=True))
 
 
 class _Ready:
@@ -254,17 +276,15 @@ class Solver:
         self._names = list(guidance.names) if guidance else ["output"]
         noises = {name: offset + i for i, name in enumerate(plan.noises)}
 
-        def ready(stage: int, p: Pass) -> list[_Ready]:
-            made = [_Ready(c, noises.get(c.noise or "", 0)) for c in calls_of(p, noise is not None)]
-            for r in made:
-                if stage >= 0:
-                    self._fold(stage, r)
-            return made
+        def ready(p: Pass) -> _Ready:
+            call = call_of(p, noise is not None)
+            return _Ready(call, noises.get(call.noise or "", 0))
 
-        self._before = [r for p in plan.before for r in ready(-1, p)]
-        self._stages = [
-            [r for p in stage.passes for r in ready(k, p)] for k, stage in enumerate(plan.stages)
-        ]
+        self._before = [ready(p) for p in plan.before]
+        self._stages = [[ready(p) for p in stage.passes] for stage in plan.stages]
+        for k, group in enumerate(self._stages):
+            for r in group:
+                self._fold(k, r)
         self._slots, self._count = allocate(plan)
         self._buffers: list[Array] = []
         self._input: Array = None  # the model's, where its dtype is not that of the state

@@ -8,7 +8,7 @@ import torch
 
 from ... import ops
 from ...solvers import LinearForm, SolverPlan
-from ...solvers.solver import Call, calls_of
+from ...solvers.solver import Call, call_of
 
 Noise = Callable[[], torch.Tensor]
 
@@ -38,8 +38,7 @@ class PlanRun:
             stage.passes[-1].outputs.append(f"original{k}")
             stage.passes[-1].forms.append(form)
         self._calls: list[list[Call]] = [
-            [call for p in stage.passes for call in calls_of(p, external_noise=True)]
-            for stage in plan.stages
+            [call_of(p, external_noise=True) for p in stage.passes] for stage in plan.stages
         ]
         self._noises = [[n for p in stage.passes for n in p.noise] for stage in plan.stages]
         self._dead = self._last_uses()
