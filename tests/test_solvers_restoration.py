@@ -90,18 +90,24 @@ def test_mean_reverting_bad_input():
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_residual_denoising_by_hand(eta):
-    """Equation 13 with perfect predictions ends at the image, whatever the noise."""
+    """Equation 13 with the kernel's noise; perfect predictions end at the image, whatever it is."""
     alphas, betas = np.linspace(0, 2, 20) / 20, np.full(20, 0.01)
     alphas = alphas / alphas.sum()
     image, degraded = normal(2, 3), normal(2, 3, seed=1)
     run = solvers.ResidualDenoising(alphas, betas, steps=5, eta=eta, seed=4)
+    total = np.concatenate([[0], np.cumsum(alphas)])
     x = run.start(degraded)
     assert run.timesteps == [19.0, 15.0, 11.0, 7.0, 3.0]
-    for i in range(5):
-        a = np.concatenate([[0], np.cumsum(alphas)])[run.levels[i]]
-        b = math.sqrt(0.01 * run.levels[i])
+    for i, t in enumerate((20, 16, 12, 8, 4)):
+        b, after = math.sqrt(0.01 * t), math.sqrt(0.01 * (t - 4))
         residual = degraded - image
-        x = run.step(residual, (x - image - a * residual) / b)
+        noise = (x - image - total[t] * residual) / b
+        spread = eta * (b * b - after * after) * after * after / (b * b)
+        z = solvers.langevin.ops.random_normal((2, 3), seed=4, offset=i).astype(np.float64)
+        wanted = x - (total[t] - total[t - 4]) * residual
+        wanted = wanted - (b - math.sqrt(after * after - spread)) * noise + math.sqrt(spread) * z
+        x = run.step(residual, noise)
+        np.testing.assert_allclose(x, wanted, atol=1e-6)
     np.testing.assert_allclose(x, image, atol=1e-9)
     with pytest.raises(ValueError, match="once per time"):
         run.step(x, x)
