@@ -1,6 +1,6 @@
 """Sampler steps against diffusers' `step` and torch.compile, classifier-free guidance included.
 
-Every row is a whole run of 20 steps divided by its model evaluations; the model's two answers are
+Every row is a whole run of 10 steps divided by its model evaluations; the model's two answers are
 given arrays, so that the sampler alone is timed. Peers: diffusers' scheduler preceded by its
 guidance arithmetic in torch; for Euler and DPM++ 2M a hand-written function of guidance, conversion
 and update under torch.compile; and our drop-in scheduler (fresh outputs) against diffusers', both
@@ -22,7 +22,7 @@ from timing import interleaved, limits
 import pixleap as px
 from pixleap import solvers
 
-STEPS, GUIDANCE = 20, 7.5
+STEPS, GUIDANCE, ROUNDS_OF_RUNS = 10, 7.5, 3
 SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128), (8, 3, 256, 256))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -241,7 +241,7 @@ def compare(
             assert difference(functions[2](), functions[3]()) < bound, name
             if compiled:
                 assert difference(functions[4](), expected) < bound, name
-        times = interleaved(*functions, rounds=5)
+        times = interleaved(*functions, rounds=ROUNDS_OF_RUNS)
     n = plan.evaluations
     solver, scheduler, drop_in, plain = (statistics.median(t) / n * 1e6 for t in times[:4])
 
