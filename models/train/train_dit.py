@@ -12,7 +12,6 @@ import argparse
 import csv
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,11 @@ from torch import Tensor
 
 import pixleap as px
 from pixleap.cli.demo import held_out_moments
+from pixleap.decode import diffusion, noise_schedule
 from pixleap.models import load_classifier
 from pixleap.models.checkpoint import save_checkpoint
 from pixleap.models.dit import DiT
 from pixleap.models.dit_load import load_dit
-from pixleap.models.dit_sampling import alpha_sigma, ddim_sample
 
 from common import LOGS, WEIGHTS, Ema, Log, augment, learning_rate, save_grid
 from data import load_digits
@@ -39,10 +38,9 @@ class Noiser:
     which the linear schedule has a lot.
     """
 
-    def __init__(
-        self, diffusion: dict[str, Any], generator: torch.Generator, power: float = 1.0
-    ) -> None:
-        self.diffusion, self.generator, self.power = diffusion, generator, power
+    def __init__(self, model: DiT, generator: torch.Generator, power: float = 1.0) -> None:
+        self.diffusion, self.schedule = model.diffusion, noise_schedule(model)
+        self.generator, self.power = generator, power
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (N, 1, 28, 28) -> times (N,), noised images, targets."""
@@ -50,8 +48,9 @@ class Noiser:
         # One time in each of n equal parts of the range: less variance than n free draws.
         u = torch.randperm(n, generator=self.generator) + torch.rand(n, generator=self.generator)
         t = (u.double() / n) ** self.power * (self.diffusion["num_train_timesteps"] - 1)
-        alpha, sigma = (torch.from_numpy(v).float().view(-1, 1, 1, 1)
-                        for v in alpha_sigma(t.numpy(), self.diffusion))  # fmt: skip
+        points = [self.schedule.at_time(time) for time in t.tolist()]
+        alpha = torch.tensor([p.alpha for p in points]).view(-1, 1, 1, 1)
+        sigma = torch.tensor([p.sigma for p in points]).view(-1, 1, 1, 1)
         noise = torch.randn(images.shape, generator=self.generator)
         v = self.diffusion["prediction_type"] == "v_prediction"
         target = alpha * noise - sigma * images if v else noise
@@ -61,7 +60,7 @@ class Noiser:
 @torch.no_grad()
 def validate(model: DiT, images: Tensor, labels: Tensor) -> float:
     """Loss on the held-out digits with one fixed draw of times and noise."""
-    t, noised, target = Noiser(model.diffusion, torch.Generator().manual_seed(1))(images)
+    t, noised, target = Noiser(model, torch.Generator().manual_seed(1))(images)
     return F.mse_loss(model(noised, t, labels), target).item()
 
 
@@ -127,7 +126,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     path = WEIGHTS / f"{args.name}.npz"
     start = time.perf_counter() - seconds
-    noiser, train_loss = Noiser(model.diffusion, generator, args.power), 0.0
+    noiser, train_loss = Noiser(model, generator, args.power), 0.0
     per_epoch = len(images) // args.batch
     with Progress() as progress:
         for step in progress.track(range(args.stop or args.steps), description=args.name):
@@ -154,7 +153,10 @@ def main() -> None:
     model = load_dit(path)
     digits = torch.arange(10).repeat(10)
     for steps, scale in ((10, 2.0), (20, 2.0), (50, 1.5), (50, 2.0)):
-        samples = ddim_sample(model, digits, steps=steps, cfg_scale=scale, seed=args.seed)
+        samples = diffusion(
+            model, digits, solver="ddim", steps=steps, sigmas="trailing", guidance_scale=scale,
+            seed=args.seed,
+        )  # fmt: skip
         accuracy, distance = score(samples, digits)
         print(f"{steps} steps, cfg {scale}: accuracy {accuracy:.2f}, Frechet {distance:.2f}")
     save_grid(samples.clamp(-1, 1) / 2 + 0.5, LOGS / f"{args.name}_samples.png", columns=10)

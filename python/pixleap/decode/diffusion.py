@@ -75,8 +75,12 @@ def diffusion(
     n = labels.shape[0]
     like = model.pos_embed
     size = (n, model.in_channels, model.input_size, model.input_size)
-    start = like.new_empty(size) if noise is None else noise
-    x = run.start(run.initial_noise(start) if noise is None else noise * plan.points[0].sigma)
+    if noise is not None and noise.shape != size:
+        raise ValueError(
+            f"diffusion: argument 'noise' expected shape {size}, got {tuple(noise.shape)}"
+        )
+    x = run.initial_noise(like.new_empty(size)) if noise is None else noise * plan.points[0].sigma
+    x = run.start(x)
     none = torch.full_like(labels, model.num_classes)
     both = torch.cat([labels, none])
     for k, stage in enumerate(plan.stages):

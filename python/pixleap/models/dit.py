@@ -7,7 +7,7 @@ names of diffusers' schedulers:
     prediction_type  "epsilon" or "v_prediction" (v = alpha eps - sigma x0, arXiv 2202.00512)
     beta_schedule "linear", beta_start, beta_end, num_train_timesteps: beta_i = linspace(beta_start,
     beta_end, num_train_timesteps); alpha_t^2 = prod of (1 - beta_i) for i <= t; sigma_t^2 = 1 -
-    alpha_t^2; between whole t, log(sigma / alpha) is linear in t (`dit_sampling.alpha_sigma`).
+    alpha_t^2; between whole t, log(sigma / alpha) is linear in t (`decode.noise_schedule`).
 
 Noised images are alpha_t x0 + sigma_t eps; t counts from 0 (nearly clean) to
 num_train_timesteps - 1 (nearly noise) and may be fractional.
