@@ -73,7 +73,23 @@ PIXLEAP_INLINE vf load(const float* p) {
 }
 PIXLEAP_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
-// To 16 bits, of lanes below 2^16.
+// From and to 16 bits; GCC 12 converts half vectors at a time.
+PIXLEAP_INLINE vu widen(const uint16_t* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  vu v;
+  for (int i = 0; i < VW; i += 8) {
+    const __m256i x =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
+    std::memcpy(reinterpret_cast<char*>(&v) + 4 * i, &x, 32);
+  }
+  return v;
+#else
+  vh h;
+  std::memcpy(&h, p, sizeof h);
+  return __builtin_convertvector(h, vu);
+#endif
+}
+// Lanes are below 2^16.
 PIXLEAP_INLINE vh narrow(vu v) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   vh h;
@@ -91,9 +107,7 @@ PIXLEAP_INLINE vh narrow(vu v) {
 }
 
 PIXLEAP_INLINE vf load(const bf16_t* p) {
-  vh h;
-  std::memcpy(&h, p, sizeof h);
-  return bit_cast_to<vf>(__builtin_convertvector(h, vu) << 16);
+  return bit_cast_to<vf>(widen(reinterpret_cast<const uint16_t*>(p)) << 16);
 }
 PIXLEAP_INLINE void store(bf16_t* p, vf v) {  // round to nearest even, NaN stays NaN
   const vu u = bit_cast_to<vu>(v);
