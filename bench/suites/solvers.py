@@ -20,7 +20,7 @@ import torch
 from timing import interleaved, limits
 
 import pixleap as px
-from pixleap import solvers
+from pixleap import guidance, solvers
 
 STEPS, GUIDANCE, ROUNDS_OF_RUNS = 10, 7.5, 3
 SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128), (8, 3, 256, 256))
@@ -46,18 +46,6 @@ FRESH = {  # what set_timesteps resets, and the note that the input was scaled
 }
 Tensor = torch.Tensor
 Runner = Callable[[], Tensor]
-
-
-class ClassifierFree:
-    """Ho and Salimans 2022: uncond + w (cond - uncond), folded into the solver's pass."""
-
-    names = ("uncond", "cond")
-
-    def form(self, stage: int, point: Any) -> solvers.LinearForm:
-        return solvers.LinearForm({"uncond": 1 - GUIDANCE, "cond": GUIDANCE})
-
-    def combine(self, stage: int, point: Any, outputs: Any) -> Any:
-        raise NotImplementedError
 
 
 def schedulers(name: str) -> tuple[Any, Any]:
@@ -103,13 +91,13 @@ def by_diffusers(scheduler: Any, x: Tensor, outputs: list[Tensor]) -> Runner:
 
 def by_solver(plan: solvers.SolverPlan, x: Tensor, outputs: list[Tensor]) -> Runner:
     """The same run in the solver's own buffers."""
-    solver = solvers.Solver(plan, guidance=ClassifierFree(), seed=1)
-    stages = plan.evaluations
+    solver = solvers.Solver(plan, guidance=guidance.CFG(GUIDANCE), seed=1)
+    stages, (uncond, cond) = plan.evaluations, outputs
 
     def run() -> Tensor:
         sample = solver.start(x)
         for _ in range(stages):
-            sample = solver.step(*outputs)
+            sample = solver.step(cond, uncond)
         return sample
 
     return run

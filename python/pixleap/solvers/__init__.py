@@ -14,8 +14,9 @@ from .method import ALIASES, METHODS, Step, conversion, method
 from .plan import SolverPlan, solver_plan
 from .schedule import PREDICTION_TYPES, NoiseSchedule, Point, dynamic_shift_mu, flow_shift
 from .search import SearchResult, search_schedule, search_timesteps
-from .solver import Solver, solver_start, solver_step
+from .solver import Solver
 from .starts import GaussianTeleport, one_more_step, pfgmpp_noise
+from .stateless import solver_start, solver_step
 from .stitching import StitchedModel
 from .time_shift import TimeShiftSolver
 

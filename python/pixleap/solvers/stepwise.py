@@ -8,7 +8,7 @@ from typing import Any
 
 from .._arrays import Array
 from .plan import Pass, Tracer
-from .solver import Noise, run_pass
+from .stateless import Noise, run_pass
 
 
 @dataclass

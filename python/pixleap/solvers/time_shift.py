@@ -11,7 +11,7 @@ from .._arrays import Array
 from .plan import Tracer, prepare
 from .reductions import elements, host_moments
 from .schedule import NoiseSchedule, Point
-from .solver import Noise
+from .stateless import Noise
 from .stepwise import Draws, run_step
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ... import ops
 from ...solvers import LinearForm, SolverPlan
-from ...solvers.solver import Call, call_of
+from ...solvers.stateless import Call, call_of
 
 Noise = Callable[[], torch.Tensor]
 
