@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import pixleap as px
 from pixleap import caching, guidance, solvers
+from pixleap.cli.demo import digit_score
 from pixleap.decode import diffusion, noise_schedule
-from pixleap.models import load_classifier, load_digits_dit
+from pixleap.models import load_digits_dit
 
 PER_CLASS = 20
 BUDGETS = (5, 8, 10, 20, 50)
@@ -37,24 +36,13 @@ SOLVERS: dict[str, dict[str, Any]] = {
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "digit_samplers.png"
 
 
-class Score:
-    """Frechet distance and accuracy of a batch of digits."""
+def labels() -> torch.Tensor:
+    return torch.arange(10).repeat_interleave(PER_CLASS)
 
-    def __init__(self) -> None:
-        self.classifier = load_classifier()
-        self.labels = torch.arange(10).repeat_interleave(PER_CLASS)
 
-    @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> tuple[float, float]:
-        path = files("pixleap.models") / "weights" / "digits_reference.npz"
-        side = images.shape[-1]
-        with np.load(str(path)) as moments:
-            reference = moments[f"mu_{side}"], moments[f"sigma_{side}"]
-        images = images.clamp(-1, 1)
-        features = self.classifier.features(images).double().numpy()
-        ours = features.mean(axis=0), np.cov(features, rowvar=False)
-        right = self.classifier(images).argmax(1) == self.labels
-        return px.metrics.frechet_distance(*ours, *reference), float(right.double().mean())
+def score(images: torch.Tensor) -> tuple[float, float]:
+    """Accuracy and Frechet distance of a batch of digits."""
+    return digit_score(images.clamp(-1, 1), labels())
 
 
 def steps_for(name: str, budget: int, schedule: solvers.NoiseSchedule, **options: Any) -> int:
@@ -91,7 +79,7 @@ def picture(shown: dict[tuple[str, int], torch.Tensor]) -> None:
     plt.close(figure)
 
 
-def solver_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
+def solver_rows(model: Any, noise: torch.Tensor) -> list[str]:
     schedule = noise_schedule(model)
     lines = [
         "### Frechet distance against NFE, no guidance",
@@ -104,11 +92,9 @@ def solver_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
         cells = []
         for budget in BUDGETS:
             steps = steps_for(name, budget, schedule, **options)
-            images = diffusion(
-                model, score.labels, solver=name, steps=steps, noise=noise, **options
-            )
+            images = diffusion(model, labels(), solver=name, steps=steps, noise=noise, **options)
             shown[name, budget] = images[::PER_CLASS]
-            cells.append(f"{score(images)[0]:.2f}")
+            cells.append(f"{score(images)[1]:.2f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     picture(shown)
@@ -118,15 +104,13 @@ def solver_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
 Row = tuple[str, Callable[[], torch.Tensor]]
 
 
-def saving_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
+def saving_rows(model: Any, noise: torch.Tensor) -> list[str]:
     """Fewer model evaluations or block calls, with guidance of scale 1.5 and 20 steps."""
     steps, scale = 20, 1.5
     calls = 0
 
     def sample(**options: Any) -> torch.Tensor:
-        return diffusion(
-            model, score.labels, steps=steps, noise=noise, guidance_scale=scale, **options
-        )
+        return diffusion(model, labels(), steps=steps, noise=noise, guidance_scale=scale, **options)
 
     def cached(config: Any) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
@@ -159,9 +143,9 @@ def saving_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
     for name, run in rows:
         calls = 0
         images = run()
-        work = calls / len(score.labels)
+        work = calls / len(labels())
         most = work if math.isnan(most) else most
-        distance, accuracy = score(images)
+        accuracy, distance = score(images)
         lines.append(
             f"| {name} | {work:.0f} ({100 * work / most:.0f} %) | {distance:.2f} | "
             f"{100 * accuracy:.1f} % |"
@@ -174,14 +158,14 @@ def saving_rows(score: Score, model: Any, noise: torch.Tensor) -> list[str]:
 
 def table(threads: int) -> list[str]:
     torch.set_num_threads(threads)
-    score, model = Score(), load_digits_dit()
-    size = (len(score.labels), model.in_channels, model.input_size, model.input_size)
+    model = load_digits_dit()
+    size = (len(labels()), model.in_channels, model.input_size, model.input_size)
     noise = torch.empty(size)
     px.ops.random_normal(size, seed=1, out=noise)
-    lines = solver_rows(score, model, noise)
+    lines = solver_rows(model, noise)
     return [
         *lines,
         "![digits](../../docs/digit_samplers.png)",
         "",
-        *saving_rows(score, model, noise),
+        *saving_rows(model, noise),
     ]

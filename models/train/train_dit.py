@@ -13,16 +13,13 @@ import csv
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
 
-import pixleap as px
-from pixleap.cli.demo import held_out_moments
+from pixleap.cli.demo import digit_score
 from pixleap.decode import diffusion, noise_schedule
-from pixleap.models import load_classifier
 from pixleap.models.checkpoint import save_checkpoint
 from pixleap.models.dit import DiT
 from pixleap.models.dit_load import load_dit
@@ -74,17 +71,6 @@ def widen_embeddings(model: DiT) -> None:
         if isinstance(layer, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(layer.weight)
     torch.nn.init.normal_(model.y_embedder.embedding_table.weight, std=0.5)
-
-
-@torch.no_grad()
-def score(images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Classifier accuracy and Frechet distance to the held-out digits, images in [-1, 1]."""
-    classifier = load_classifier()
-    images = images.clamp(-1, 1)
-    features = classifier.features(images).double().numpy()
-    moments = features.mean(axis=0), np.cov(features, rowvar=False)
-    distance = px.metrics.frechet_distance(*moments, *held_out_moments(28))
-    return (classifier(images).argmax(1) == labels).double().mean().item(), distance
 
 
 def main() -> None:
@@ -157,7 +143,7 @@ def main() -> None:
             model, digits, solver="ddim", steps=steps, sigmas="trailing", guidance_scale=scale,
             seed=args.seed,
         )  # fmt: skip
-        accuracy, distance = score(samples, digits)
+        accuracy, distance = digit_score(samples.clamp(-1, 1), digits)
         print(f"{steps} steps, cfg {scale}: accuracy {accuracy:.2f}, Frechet {distance:.2f}")
     save_grid(samples.clamp(-1, 1) / 2 + 0.5, LOGS / f"{args.name}_samples.png", columns=10)
 

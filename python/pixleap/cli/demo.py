@@ -164,17 +164,21 @@ def held_out_moments(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
+def digit_score(images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Classifier accuracy and Frechet distance to the held-out digits, images in [-1, 1]."""
+    classifier = load_classifier()
+    features = classifier.features(images).double().numpy()
+    moments = features.mean(axis=0), np.cov(features, rowvar=False)
+    distance = px.metrics.frechet_distance(*moments, *held_out_moments(images.shape[-1]))
+    return float((classifier(images).argmax(1) == labels).double().mean()), distance
+
+
 def score(rows: list[Row]) -> None:
     """Classifier accuracy and Frechet distance to the held-out digits, for the batches."""
-    classifier = load_classifier()
     for row in rows:
         if row.digits < 2:
             continue
-        images = row.images * 2 - 1
-        row.accuracy = float((classifier(images).argmax(1) == LABELS).double().mean())
-        features = classifier.features(images).double().numpy()
-        moments = features.mean(axis=0), np.cov(features, rowvar=False)
-        row.frechet = px.metrics.frechet_distance(*moments, *held_out_moments(images.shape[-1]))
+        row.accuracy, row.frechet = digit_score(row.images * 2 - 1, LABELS)
 
 
 def markdown(rows: list[Row], seed: int) -> str:

@@ -12,6 +12,7 @@ from .. import ops
 from .._arrays import Array, empty, shape
 from .buffers import allocate
 from .linear_form import LinearForm
+from .method import is_noise
 from .plan import Pass, SolverPlan
 from .schedule import Point
 from .stateless import MAX_OUTPUTS, Call, Noise, call_of
@@ -230,7 +231,7 @@ class Solver:
         """The caller's noise, where there is one, in the place of its name."""
         if self.noise is not None:
             for i, name in enumerate(ready.call.inputs):
-                if name.startswith("noise "):
+                if is_noise(name):
                     ready.inputs[i] = self.noise(name)
 
     def _call(self, ready: _Ready, inputs: list[Array], coefficients: Any) -> None:

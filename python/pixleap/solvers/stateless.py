@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import ops
 from .._arrays import Array, empty, shape
+from .method import is_noise
 from .plan import Pass, SolverPlan
 
 MAX_OUTPUTS = 4  # of one `lincomb`
@@ -131,7 +132,7 @@ def run_pass(
     for name in call.inputs:
         if name in values:
             continue
-        if noise is None or not name.startswith("noise "):
+        if noise is None or not is_noise(name):
             raise ValueError(f"solver_step: argument 'state' lacks {name!r} of this stage")
         values[name] = noise(name)
     like = values[call.inputs[0]]

@@ -23,6 +23,11 @@ def lagrange_integrals(
     """
     u = start + (end - start) * (_NODES + 1) / 2
     w = _WEIGHTS * (end - start) / 2 * density(u)
+    return quadrature(nodes, u, w)
+
+
+def quadrature(nodes: Sequence[float], u: np.ndarray, w: np.ndarray) -> list[float]:
+    """sum of w * l_j(u) for each Lagrange polynomial l_j of `nodes`."""
     result = []
     for j, node in enumerate(nodes):
         basis = np.ones_like(u)

@@ -68,6 +68,14 @@ class FusedScheduler:
             f"{' ' + when if when else ''}; use the scheduler of diffusers for it"
         )
 
+    def reject_index(self, timestep: Any) -> None:
+        """diffusers' error for an index in the place of a timestep."""
+        if isinstance(timestep, (int, torch.IntTensor, torch.LongTensor)):
+            raise ValueError(
+                f"{type(self).__name__}.step: argument 'timestep' expected an entry of "
+                f"scheduler.timesteps, got an integer ({timestep})"
+            )
+
     # What the subclasses say.
 
     def points(self) -> list[Point]:
@@ -185,6 +193,33 @@ class FusedScheduler:
         return result
 
 
+class PairScheduler(FusedScheduler):
+    """Two model calls a step; timesteps and sigmas are listed twice."""
+
+    evaluations = 2
+
+    def step_sigmas(self) -> Tensor:
+        """One per step, and the last."""
+        count = (len(self.timesteps) + 1) // 2
+        return torch.cat([self.sigmas[::2][:count], self.sigmas[-1:]])
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next call is the first of its step."""
+        index = self.step_index  # type: ignore[attr-defined]
+        return index is None or index % 2 == 0
+
+
+class EDMNetwork(FusedScheduler):
+    """The model answers with the raw output of an EDM network."""
+
+    def noise_schedule(self) -> NoiseSchedule:
+        return NoiseSchedule("ve", sigma_data=self.config.sigma_data)
+
+    def prediction(self) -> str:
+        return {"epsilon": "edm", "v_prediction": "edm_v"}[self.config.prediction_type]
+
+
 def vp_points(sigmas: Tensor, times: Any = None) -> list[Point]:
     """sigma / alpha to points with alpha^2 + sigma^2 = 1."""
     points = []
@@ -210,10 +245,8 @@ def trained_point(alphas_cumprod: Tensor, time: int, final: Tensor | float = 1.0
     return Point(math.sqrt(bar), math.sqrt(1 - bar), float(time))
 
 
-def original_sample(
-    schedule: NoiseSchedule, plan: SolverPlan, k: int, noise: float = 0.0
-) -> LinearForm:
-    """The predicted sample of a stage. noise: standard deviation of what was added before."""
+def original_sample(schedule: NoiseSchedule, plan: SolverPlan, k: int) -> LinearForm:
+    """The predicted sample of a stage."""
     stage = plan.stages[k]
     if stage.passes[0].outputs == [f"limited{k}"]:
         return LinearForm.of(f"limited{k}")

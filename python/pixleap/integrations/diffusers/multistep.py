@@ -11,7 +11,16 @@ from diffusers.schedulers import scheduling_flow_match_heun_discrete as flow_heu
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from ...solvers import NoiseSchedule, Point
-from .base import FusedScheduler, Tensor, flow_points, normal, ve_points, vp_points
+from .base import (
+    EDMNetwork,
+    FusedScheduler,
+    PairScheduler,
+    Tensor,
+    flow_points,
+    normal,
+    ve_points,
+    vp_points,
+)
 
 
 class MultistepScheduler(FusedScheduler):
@@ -43,6 +52,39 @@ class MultistepScheduler(FusedScheduler):
         """One stage, and its result as diffusers returns it."""
         result, _ = self.advance(run, model_output, sample, noise)
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+
+
+class OdeScheduler(MultistepScheduler):
+    """Draws no noise."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        return_dict: bool = True,
+    ) -> Any:
+        """As diffusers' `step`."""
+        return self.finish(self.run_at(timestep), model_output, sample, None, return_dict)
+
+
+class SdeScheduler(MultistepScheduler):
+    """Draws noise where its algorithm_type is an SDE."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """As diffusers' `step`."""
+        noise = None
+        if self.config.algorithm_type.startswith("sde"):
+            noise = normal(model_output, generator)
+        run = self.run_at(timestep)
+        return self.finish(run, model_output, sample, lambda: noise, return_dict)
 
 
 class DPMSolverMultistepScheduler(MultistepScheduler, diffusers.DPMSolverMultistepScheduler):
@@ -77,17 +119,13 @@ class DPMSolverMultistepScheduler(MultistepScheduler, diffusers.DPMSolverMultist
         return self.finish(run, model_output, sample, lambda: noise, return_dict)
 
 
-class EDMDPMSolverMultistepScheduler(MultistepScheduler, diffusers.EDMDPMSolverMultistepScheduler):
+class EDMDPMSolverMultistepScheduler(
+    EDMNetwork, SdeScheduler, diffusers.EDMDPMSolverMultistepScheduler
+):
     """DPM-Solver++ for EDM networks."""
 
     def points(self) -> list[Point]:
         return ve_points(self.sigmas)
-
-    def noise_schedule(self) -> NoiseSchedule:
-        return NoiseSchedule("ve", sigma_data=self.config.sigma_data)
-
-    def prediction(self) -> str:
-        return {"epsilon": "edm", "v_prediction": "edm_v"}[self.config.prediction_type]
 
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
         return "dpmpp", {
@@ -97,23 +135,8 @@ class EDMDPMSolverMultistepScheduler(MultistepScheduler, diffusers.EDMDPMSolverM
             "orders": self.orders(self.config.solver_order, begin, len(points) - 1),
         }
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        generator: torch.Generator | None = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """As diffusers' `step`."""
-        noise = None
-        if self.config.algorithm_type.startswith("sde"):
-            noise = normal(model_output, generator)
-        run = self.run_at(timestep)
-        return self.finish(run, model_output, sample, lambda: noise, return_dict)
 
-
-class DPMSolverSinglestepScheduler(MultistepScheduler, diffusers.DPMSolverSinglestepScheduler):
+class DPMSolverSinglestepScheduler(SdeScheduler, diffusers.DPMSolverSinglestepScheduler):
     """Lu et al. 2022, singlestep methods whose stages are grid points."""
 
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
@@ -128,23 +151,8 @@ class DPMSolverSinglestepScheduler(MultistepScheduler, diffusers.DPMSolverSingle
         tau = 1.0 if config.algorithm_type.startswith("sde") else 0.0
         return "dpmpp_block", {**arguments, "tau": tau}
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        generator: torch.Generator | None = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """As diffusers' `step`."""
-        noise = None
-        if self.config.algorithm_type.startswith("sde"):
-            noise = normal(model_output, generator)
-        run = self.run_at(timestep)
-        return self.finish(run, model_output, sample, lambda: noise, return_dict)
 
-
-class UniPCMultistepScheduler(MultistepScheduler, diffusers.UniPCMultistepScheduler):
+class UniPCMultistepScheduler(OdeScheduler, diffusers.UniPCMultistepScheduler):
     """Zhao et al. 2023. A last step to sigma 0 is of first order in any case: diffusers' higher
     orders and its noise form (predict_x0=False) are not finite there."""
 
@@ -175,33 +183,13 @@ class UniPCMultistepScheduler(MultistepScheduler, diffusers.UniPCMultistepSchedu
             "disable_corrector": tuple(i - begin for i in config.disable_corrector),
         }
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        return_dict: bool = True,
-    ) -> Any:
-        """As diffusers' `step`."""
-        return self.finish(self.run_at(timestep), model_output, sample, None, return_dict)
 
-
-class DEISMultistepScheduler(MultistepScheduler, diffusers.DEISMultistepScheduler):
+class DEISMultistepScheduler(OdeScheduler, diffusers.DEISMultistepScheduler):
     """Zhang and Chen 2023, in log rho."""
 
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
         order = self.config.solver_order
         return "deis", {"order": order, "orders": self.orders(order, begin, len(points) - 1)}
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        return_dict: bool = True,
-    ) -> Any:
-        """As diffusers' `step`."""
-        return self.finish(self.run_at(timestep), model_output, sample, None, return_dict)
 
 
 class SASolverScheduler(MultistepScheduler, diffusers.SASolverScheduler):
@@ -257,14 +245,6 @@ class FlowScheduler(FusedScheduler):
     def prediction(self) -> str:
         return "flow_prediction"
 
-    def reject_index(self, timestep: Any) -> None:
-        """diffusers' error for an index in the place of a timestep."""
-        if isinstance(timestep, (int, torch.IntTensor, torch.LongTensor)):
-            raise ValueError(
-                f"{type(self).__name__}.step: argument 'timestep' expected an entry of "
-                f"scheduler.timesteps, got an integer ({timestep})"
-            )
-
 
 class FlowMatchEulerDiscreteScheduler(FlowScheduler, diffusers.FlowMatchEulerDiscreteScheduler):
     """Rectified flow, Euler; Stable Diffusion 3, FLUX."""
@@ -299,20 +279,13 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler, diffusers.FlowMatchEulerDis
         return flow_euler.FlowMatchEulerDiscreteSchedulerOutput(prev_sample=result)  # type: ignore[arg-type]
 
 
-class FlowMatchHeunDiscreteScheduler(FlowScheduler, diffusers.FlowMatchHeunDiscreteScheduler):
+class FlowMatchHeunDiscreteScheduler(
+    PairScheduler, FlowScheduler, diffusers.FlowMatchHeunDiscreteScheduler
+):
     """Rectified flow, Heun."""
 
-    evaluations = 2
-
     def points(self) -> list[Point]:
-        count = (len(self.timesteps) + 1) // 2
-        return flow_points(torch.cat([self.sigmas[::2][:count], self.sigmas[-1:]]))
-
-    @property
-    def state_in_first_order(self) -> bool:
-        """Whether the next call is the first of its step."""
-        index = self.step_index  # type: ignore[attr-defined]
-        return index is None or index % 2 == 0
+        return flow_points(self.step_sigmas())
 
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
         return "heun", {}

@@ -8,6 +8,7 @@ import torch
 
 from ... import ops
 from ...solvers import LinearForm, SolverPlan
+from ...solvers.method import is_noise
 from ...solvers.stateless import Call, call_of
 
 Noise = Callable[[], torch.Tensor]
@@ -44,7 +45,7 @@ class PlanRun:
         self._dead = self._last_uses()
         self.has_history = any(
             name not in (stage.sample, stage.output)
-            and not name.startswith("noise ")
+            and not is_noise(name)
             and name not in {o for call in calls for o in call.outputs}
             for stage, calls in zip(plan.stages, self._calls, strict=True)
             for call in calls

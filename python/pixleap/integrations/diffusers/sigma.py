@@ -14,8 +14,16 @@ from diffusers.schedulers import scheduling_k_dpm_2_ancestral_discrete as kdpm2_
 from diffusers.schedulers import scheduling_k_dpm_2_discrete as kdpm2
 from diffusers.schedulers import scheduling_lms_discrete as lms
 
-from ...solvers import LinearForm, NoiseSchedule, Point, SolverPlan
-from .base import FusedScheduler, Tensor, normal, original_sample, ve_points
+from ...solvers import LinearForm, Point, SolverPlan
+from .base import (
+    EDMNetwork,
+    FusedScheduler,
+    PairScheduler,
+    Tensor,
+    normal,
+    original_sample,
+    ve_points,
+)
 
 
 class SigmaScheduler(FusedScheduler):
@@ -32,14 +40,6 @@ class SigmaScheduler(FusedScheduler):
 
     def second_result(self, plan: SolverPlan, k: int) -> LinearForm | None:
         return original_sample(self.noise_schedule(), plan, k)
-
-    def reject_index(self, timestep: Any) -> None:
-        """diffusers' error for an index in the place of a timestep."""
-        if isinstance(timestep, (int, torch.IntTensor, torch.LongTensor)):
-            raise ValueError(
-                f"{type(self).__name__}.step: argument 'timestep' expected an entry of "
-                f"scheduler.timesteps, got an integer ({timestep})"
-            )
 
     def finish(
         self, run: Any, model_output: Tensor, sample: Tensor, noise: Any, return_dict: bool
@@ -85,16 +85,10 @@ class EulerDiscreteScheduler(ChurnScheduler, diffusers.EulerDiscreteScheduler):
     output_class = euler.EulerDiscreteSchedulerOutput
 
 
-class EDMEulerScheduler(ChurnScheduler, diffusers.EDMEulerScheduler):
+class EDMEulerScheduler(EDMNetwork, ChurnScheduler, diffusers.EDMEulerScheduler):
     """Euler for EDM networks."""
 
     output_class = edm_euler.EDMEulerSchedulerOutput
-
-    def noise_schedule(self) -> NoiseSchedule:
-        return NoiseSchedule("ve", sigma_data=self.config.sigma_data)
-
-    def prediction(self) -> str:
-        return {"epsilon": "edm", "v_prediction": "edm_v"}[self.config.prediction_type]
 
 
 class EulerAncestralDiscreteScheduler(SigmaScheduler, diffusers.EulerAncestralDiscreteScheduler):
@@ -122,23 +116,26 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler, diffusers.EulerAncestralDi
         return self.finish(run, model_output, sample, lambda: noise, return_dict)
 
 
-class _PairScheduler(SigmaScheduler):
-    """Two model calls a step; timesteps and sigmas are listed twice."""
-
-    evaluations = 2
-
+class _SigmaPairScheduler(PairScheduler, SigmaScheduler):
     def points(self) -> list[Point]:
-        sigmas = self.sigmas
-        return ve_points(torch.cat([sigmas[::2][: (len(self.timesteps) + 1) // 2], sigmas[-1:]]))
-
-    @property
-    def state_in_first_order(self) -> bool:
-        """Whether the next call is the first of its step."""
-        index = self.step_index  # type: ignore[attr-defined]
-        return index is None or index % 2 == 0
+        return ve_points(self.step_sigmas())
 
 
-class HeunDiscreteScheduler(_PairScheduler, diffusers.HeunDiscreteScheduler):
+class _OdePairScheduler(_SigmaPairScheduler):
+    """Draws no noise."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        return_dict: bool = True,
+    ) -> Any:
+        """As diffusers' `step`."""
+        return self.finish(self.run_at(timestep), model_output, sample, None, return_dict)
+
+
+class HeunDiscreteScheduler(_OdePairScheduler, diffusers.HeunDiscreteScheduler):
     """Karras et al. 2022, second order."""
 
     output_class = heun.HeunDiscreteSchedulerOutput
@@ -146,18 +143,8 @@ class HeunDiscreteScheduler(_PairScheduler, diffusers.HeunDiscreteScheduler):
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
         return "heun", {}
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        return_dict: bool = True,
-    ) -> Any:
-        """As diffusers' `step`."""
-        return self.finish(self.run_at(timestep), model_output, sample, None, return_dict)
 
-
-class KDPM2DiscreteScheduler(_PairScheduler, diffusers.KDPM2DiscreteScheduler):
+class KDPM2DiscreteScheduler(_OdePairScheduler, diffusers.KDPM2DiscreteScheduler):
     """k-diffusion's DPM2: the middle in log sigma."""
 
     output_class = kdpm2.KDPM2DiscreteSchedulerOutput
@@ -165,18 +152,10 @@ class KDPM2DiscreteScheduler(_PairScheduler, diffusers.KDPM2DiscreteScheduler):
     def solver(self, begin: int, points: list[Point], **options: Any) -> tuple[str, dict[str, Any]]:
         return "kdpm2", {}
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        return_dict: bool = True,
-    ) -> Any:
-        """As diffusers' `step`."""
-        return self.finish(self.run_at(timestep), model_output, sample, None, return_dict)
 
-
-class KDPM2AncestralDiscreteScheduler(_PairScheduler, diffusers.KDPM2AncestralDiscreteScheduler):
+class KDPM2AncestralDiscreteScheduler(
+    _SigmaPairScheduler, diffusers.KDPM2AncestralDiscreteScheduler
+):
     """k-diffusion's DPM2 ancestral."""
 
     output_class = kdpm2_ancestral.KDPM2AncestralDiscreteSchedulerOutput

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..method import Step, Value, method
 from ..schedule import choose
-from ..weights import combine, lagrange_integrals
+from ..weights import combine, lagrange_integrals, quadrature
 
 _AB = (  # constant steps; latest first
     (1.0,),
@@ -77,14 +77,7 @@ def _time_integrals(s: Step, times: list[float]) -> list[float]:
     """Over log rho as well: time as a function of it is smooth between the schedule's points."""
     rho, w = _panels(s)
     t = np.array([s.schedule.at_ratio(float(r)).time for r in rho])
-    result = []
-    for j, node in enumerate(times):
-        basis = np.ones_like(t)
-        for i, other in enumerate(times):
-            if i != j:
-                basis = basis * (t - other) / (node - other)
-        result.append(float(w @ basis))
-    return result
+    return quadrature(times, t, w)
 
 
 def _panels(s: Step) -> tuple[np.ndarray, np.ndarray]:

@@ -59,13 +59,16 @@ def integrate(
     return x * kept + combine(w, values)
 
 
-def spread(s: Step, tau: float, sample: bool, start: Point | None = None) -> float:
-    """Standard deviation of the noise of a step."""
-    if tau == 0 or s.next.sigma == 0:
+def spread(
+    s: Step, tau: float, sample: bool, start: Point | None = None, end: Point | None = None
+) -> float:
+    """Standard deviation of the noise from one point (`now`) to another (`next`)."""
+    a, b = start or s.now, end or s.next
+    if tau == 0 or b.sigma == 0:
         return 0.0
-    h = s.next.lam - (start or s.now).lam
+    h = b.lam - a.lam
     e = math.expm1(-2 * tau**2 * h) if sample else -math.expm1(2 * tau**2 * h)
-    return s.next.sigma * math.sqrt(max(0.0, -e))
+    return b.sigma * math.sqrt(max(0.0, -e))
 
 
 def differences(nodes: Sequence[tuple[Value, Point]], h: float) -> tuple[Value, Value | None]:

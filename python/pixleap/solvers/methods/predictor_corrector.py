@@ -121,7 +121,7 @@ def sa_solver(
         if len(nodes) == 2 and not s.consistent:
             x = x + (m0 - nodes[1][0]) * _diffusers_second_order(t, a, b)
         if "noise" in s.state:
-            x = x + s.state["noise"] * _spread_before(s, t)
+            x = x + s.state["noise"] * spread(s, t, True, s.previous, s.now)
     t = strength(s.index)
     nodes = s.nodes(m0)
     ahead = integrate(s, x, nodes, sample=True, tau=t)
@@ -143,8 +143,3 @@ def _diffusers_second_order(tau: float, a: Point, b: Point) -> float:
     if h == 0:
         return 0.0
     return q * b.alpha * (h / 2 - (h * q + math.expm1(-q * h)) / (q**2 * h))
-
-
-def _spread_before(s: Step, tau: float) -> float:
-    h = s.now.lam - s.previous.lam
-    return s.now.sigma * math.sqrt(max(0.0, -math.expm1(-2 * tau**2 * h)))
