@@ -1,20 +1,11 @@
 #include "ops/moments/moments.h"
 
-#include <algorithm>
-
 #include "core/scratch.h"
 
 namespace pixleap {
 namespace {
 
 constexpr KernelTable<MomentsParams> kernels = PIXLEAP_KERNELS_CUDA(moments);
-
-// Every sample is one contiguous run; samples may lie apart.
-void check_samples(const Check& check, const View& v) {
-  View sample = v;
-  sample.shape[0] = v.numel() ? 1 : 0;
-  check.contiguous(sample);
-}
 
 }  // namespace
 
@@ -35,14 +26,12 @@ void moments(const Out& out, const View& a, const View& b) {
   check.no_overlap(out, a, false);
   check.no_overlap(out, b, false);
   if (a.size(0) == 0) return;
-  int64_t length = 1;
-  for (int i = 1; i < a.ndim; ++i) length *= a.shape[i];
-  const int64_t chunks = std::max<int64_t>(1, (length + kMomentsChunk - 1) / kMomentsChunk);
+  const SampleSums size = SampleSums::of(a);
   std::unique_ptr<double[]> partial;
-  if (chunks > 1 && a.device.type == DeviceType::cpu)
-    partial = scratch<double>(a.size(0) * chunks * kMoments);
-  const MomentsParams p{a.dtype,     a.data,      b.data,           a.size(0), length,
-                        a.stride(0), b.stride(0), out.as<double>(), chunks,    partial.get()};
+  if (size.chunks > 1 && a.device.type == DeviceType::cpu)
+    partial = scratch<double>(size.batch * size.chunks * kMoments);
+  const MomentsParams p{a.dtype,     size,        a.data,           b.data,
+                        a.stride(0), b.stride(0), out.as<double>(), partial.get()};
   kernels.run(check, p, a);
 }
 

@@ -3,20 +3,16 @@
 #pragma once
 
 #include "core/dispatch.h"
-#include "core/rows.h"
+#include "core/sample_sums.h"
 
 namespace pixleap {
 
-constexpr int kMoments = 6;
-constexpr int64_t kMomentsChunk = 1 << 15;  // elements of a sample that one task adds
-
 struct MomentsParams {
   DType dtype;
+  SampleSums size;
   const void *a, *b;           // (B, length), stride 1 along length
-  int64_t batch, length;       // length: product of the other extents
   int64_t a_stride, b_stride;  // between samples, in elements
   double* out;                 // (B, 6)
-  int64_t chunks;              // of a sample, at least 1
   double* partial;             // (B, chunks, 6) on the CPU, if there is more than one chunk
 };
 

@@ -10,42 +10,15 @@ from ..solvers.linear_form import LinearForm
 from ..solvers.schedule import Point
 from .base import Guidance, Scale
 from .weighting import (
-    TINY,
     Number,
-    at_least,
     batch_of,
     check_number,
     check_scale,
     columns,
     combination,
-    per_sample,
-    root,
     scale_of,
-    sums,
+    weigh,
 )
-
-
-def _rescaled(length: float, phi: float) -> Any:
-    """Weights (cond, uncond) of Lin et al. 2024: std over all but the batch, mixed by phi. The
-    variance of what is guided follows from the sums of the two outputs."""
-
-    def rule(
-        c: Number, u: Number, cc: Number, uu: Number, cu: Number, _: Number, scale: Number
-    ) -> tuple[Number, Number]:
-        p, q = scale, 1.0 - scale
-        vc, vu, cov = cc - c * c / length, uu - u * u / length, cu - c * u / length
-        guided = at_least(p * p * vc + q * q * vu + 2.0 * p * q * cov, TINY)
-        factor = phi * root(at_least(vc, 0.0) / guided) + (1.0 - phi)
-        return factor * p, factor * q
-
-    return rule
-
-
-def _length(x: Array) -> float:
-    size = 1
-    for n in x.shape[1:]:
-        size *= n
-    return float(size)
 
 
 class CFG(Guidance):
@@ -57,7 +30,7 @@ class CFG(Guidance):
             rule is folded into the solver's own pass.
         rescale: phi in [0, 1] of Lin et al. 2024 (arXiv 2305.08891, section 3.4): the result gets
             the per-sample standard deviation of cond, mixed as phi * rescaled + (1 - phi) * plain.
-            One pass of `px.ops.moments`, then weights per sample.
+            One pass of `px.ops.guidance_weights`, then weights per sample.
 
     `names`: cond, uncond, each (B, ...) as the model predicts (noise, velocity or sample).
     """
@@ -79,8 +52,8 @@ class CFG(Guidance):
             return super().combine(stage, point, outputs, sample)
         scale = self.scale_at(stage, point)
         check_scale(scale, outputs[0], self.where)
-        rule = _rescaled(_length(outputs[0]), self.rescale)
-        return list(outputs), per_sample(rule, sums(outputs[0], outputs[1]), scale)
+        weights = weigh(outputs[0], outputs[1], scale, rule="rescale", phi=self.rescale)
+        return list(outputs), weights
 
 
 class Autoguidance(CFG):
@@ -135,7 +108,7 @@ def cfg(
     phi = check_number(rescale, where, "rescale", 0.0, 1.0)
     check_scale(scale, cond, where)
     if phi:
-        weights = per_sample(_rescaled(_length(cond), phi), sums(cond, uncond), scale)
+        weights = weigh(cond, uncond, scale, rule="rescale", phi=phi)
     elif isinstance(scale, float):
         return combination([cond, uncond], (scale, 1.0 - scale), out)
     else:
@@ -153,13 +126,8 @@ def rescale(guided: Array, cond: Array, phi: float, *, out: Array | None = None)
         out: like guided; may be guided.
     """
     phi = check_number(phi, "guidance.rescale", "phi", 0.0, 1.0)
-    n = _length(guided)
-
-    def rule(g: Number, c: Number, gg: Number, cc: Number, *_: Number) -> tuple[Number]:
-        vg, vc = at_least(gg - g * g / n, TINY), at_least(cc - c * c / n, 0.0)
-        return (phi * root(vc / vg) + (1.0 - phi),)
-
-    return combination([guided], per_sample(rule, sums(guided, cond)), out)
+    weights = weigh(cond, guided, 0.0, rule="rescale", phi=phi)  # of 0 * cond + 1 * guided
+    return combination([guided], weights[:, 1:], out)
 
 
 def pag(

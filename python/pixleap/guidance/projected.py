@@ -11,62 +11,9 @@ from ..solvers.linear_form import LinearForm
 from ..solvers.method import conversion
 from ..solvers.schedule import NoiseSchedule, Point, choose
 from .base import Guidance, Scale
-from .weighting import (
-    TINY,
-    Number,
-    at_least,
-    at_most,
-    check_number,
-    check_scale,
-    combination,
-    per_sample,
-    root,
-    scale_of,
-    sums,
-)
+from .weighting import Number, check_number, check_scale, combination, scale_of, weigh
 
 BASES = ("cond", "uncond")
-
-
-def _update(
-    scale: Number, rr: Number, k: Number, eta: float, limit: float
-) -> tuple[Number, Number]:
-    """(a, b) with guided = base + a * r - b * cond: r limited to the norm `limit`, its component
-    along cond, k * cond, scaled by eta."""
-    factor = (
-        at_most(limit / at_least(root(at_least(rr, 0.0)), TINY), 1.0) * scale if limit else scale
-    )
-    return factor, factor * ((1.0 - eta) * k)
-
-
-def _direct(eta: float, limit: float, base: str) -> Any:
-    """Weights (cond, uncond) where r = cond - uncond, from the sums of cond and uncond."""
-
-    def rule(
-        c: Number, u: Number, cc: Number, uu: Number, cu: Number, _: Number, scale: Number
-    ) -> tuple[Number, Number]:
-        if base == "cond":
-            scale = scale - 1.0
-        a, b = _update(scale, cc - 2.0 * cu + uu, (cc - cu) / at_least(cc, TINY), eta, limit)
-        return (1.0 + a - b, -a) if base == "cond" else (a - b, 1.0 - a)
-
-    return rule
-
-
-def _averaged(eta: float, limit: float, base: str, slope: float = 1.0, apart: bool = True) -> Any:
-    """Weights of r, of the array p that it is projected on and, where that is apart from the base,
-    of the base, from the sums of r and p; slope: of the predicted sample by the output, where r and
-    p are samples."""
-
-    def rule(
-        r: Number, p: Number, rr: Number, pp: Number, rp: Number, _: Number, scale: Number
-    ) -> tuple[Number, ...]:
-        if base == "cond":
-            scale = scale - 1.0
-        a, b = _update(scale, rr, rp / at_least(pp, TINY), eta, limit)
-        return (a / slope, -b / slope, 1.0) if apart else (a, 1.0 - b)
-
-    return rule
 
 
 class APG(Guidance):
@@ -80,17 +27,18 @@ class APG(Guidance):
         scale, interval, interval_in: see `Guidance`. Outside the interval r is left as it is.
         eta: in [0, 1], what is kept of the component parallel to cond; 1: all.
         norm_threshold: >= 0, limit of the norm of r over all but the batch; 0: none.
-        momentum: in (-1, 1), the paper's beta; 0: no buffer, two passes in all.
+        momentum: in (-1, 1), the paper's beta; 0: no buffer.
         base: "cond", the paper's and diffusers' use_original_formulation (with its guidance_scale
             = scale - 1); "uncond": uncond + scale * r, diffusers' default.
         schedule, prediction_type: of the model: the rule then acts on the predicted samples, as
             the paper does, and the result is turned back into the model's own prediction. None: it
             acts on the outputs as they are, as diffusers does.
 
-    Per evaluation with momentum: one pass makes r, one its sums, and the solver's own pass takes
-    the weights; r is the only array of the size of an output, on predicted samples one more holds
-    the sample. r has the dtype of the outputs. Without momentum the squared norm of r comes from
-    the sums of cond and uncond and is good to about 1e-7 of the squared norm of cond.
+    Per evaluation one pass (`px.ops.guidance_weights`) makes r and its sums, and the solver's own
+    pass takes the weights; r is the only array of the size of an output, and there is none without
+    momentum. On predicted samples one more pass makes r and the sample. r has the dtype of the
+    outputs. Without momentum the squared norm of r comes from the sums of cond and uncond and is
+    good to about 1e-7 of the squared norm of cond.
     """
 
     def __init__(
@@ -131,9 +79,9 @@ class APG(Guidance):
         cond, uncond = outputs
         scale = self.scale_at(stage, point)
         check_scale(scale, cond, self.where)
+        options = {"eta": self.eta, "norm_threshold": self.norm_threshold, "base": self.base}
         if self.schedule is None and not self.momentum:
-            rule = _direct(self.eta, self.norm_threshold, self.base)
-            return [cond, uncond], per_sample(rule, sums(cond, uncond), scale)
+            return [cond, uncond], weigh(cond, uncond, scale, rule="projected", **options)
         like = (shape(cond, self.where, "cond"), cond.dtype, getattr(cond, "device", None))
         if like != self._like:
             count = 1 if self.schedule is None else 2
@@ -141,29 +89,25 @@ class APG(Guidance):
             self._like, self._fresh = like, True
         r, beta = self._buffers[0], 0.0 if self._fresh else self.momentum
         self._fresh = False
-        start = cond if self.base == "cond" else uncond
         if self.schedule is None:
-            _average(cond, uncond, r, beta)
-            along, slope = cond, 1.0
-        else:
-            a, slope = conversion(self.schedule, str(self.prediction_type), "sample", point)
-            along = self._buffers[1]
-            rows = [[slope, -slope, 0.0], [slope, 0.0, a]]
-            inputs = [cond, uncond, sample]
-            if beta:
-                inputs, rows = [*inputs, r], [[*rows[0], beta], [*rows[1], 0.0]]
-            ops.lincomb(inputs, rows, out=[r, along])
-        apart = along is not start
-        rule = _averaged(self.eta, self.norm_threshold, self.base, slope, apart)
-        arrays = [r, along, start] if apart else [r, along]
-        return arrays, per_sample(rule, sums(r, along), scale)
+            return _averaged(cond, uncond, r, scale, beta, options)
+        a, slope = conversion(self.schedule, str(self.prediction_type), "sample", point)
+        along = self._buffers[1]
+        rows = [[slope, -slope, 0.0], [slope, 0.0, a]]
+        inputs = [cond, uncond, sample]
+        if beta:
+            inputs, rows = [*inputs, r], [[*rows[0], beta], [*rows[1], 0.0]]
+        ops.lincomb(inputs, rows, out=[r, along])
+        weights = weigh(along, None, scale, rule="projected", average=r, slope=slope, **options)
+        return [r, along, cond if self.base == "cond" else uncond], weights
 
 
-def _average(cond: Array, uncond: Array, r: Array, beta: float) -> None:
-    if beta:
-        ops.lincomb([cond, uncond, r], (1.0, -1.0, beta), out=[r])
-    else:
-        ops.lincomb([cond, uncond], (1.0, -1.0), out=[r])
+def _averaged(
+    cond: Array, uncond: Array, r: Array, scale: Number, momentum: float, options: dict[str, Any]
+) -> tuple[list[Array], Array]:
+    """Puts the new r in the place of the old one; the arrays that take part and their weights."""
+    weights = weigh(cond, uncond, scale, rule="projected", average=r, momentum=momentum, **options)
+    return [r, cond] if options["base"] == "cond" else [r, cond, uncond], weights
 
 
 def _check(where: str, eta: Any, limit: Any, momentum: Any) -> tuple[float, float, float]:
@@ -194,7 +138,7 @@ def apg(
             predicted samples for the paper's rule, raw predictions for diffusers'.
         scale: a number or (B,) array.
         average: like cond; r of the step before is read from it and the new r written to it; zeros
-            at the first step. None: no momentum. Three passes with it, two without.
+            at the first step. None: no momentum. Two passes in all.
         out: like cond; may be cond or uncond.
 
     Raises:
@@ -205,11 +149,8 @@ def apg(
     eta, limit, momentum = _check(where, eta, norm_threshold, momentum)
     choose(base, BASES, where, "base")
     check_scale(scale, cond, where)
+    options = {"eta": eta, "norm_threshold": limit, "base": base}
     if average is None:
-        weights = per_sample(_direct(eta, limit, base), sums(cond, uncond), scale)
+        weights = weigh(cond, uncond, scale, rule="projected", **options)
         return combination([cond, uncond], weights, out)
-    _average(cond, uncond, average, momentum)
-    apart = base == "uncond"
-    rule = _averaged(eta, limit, base, 1.0, apart)
-    arrays = [average, cond, uncond] if apart else [average, cond]
-    return combination(arrays, per_sample(rule, sums(average, cond), scale), out)
+    return combination(*_averaged(cond, uncond, average, scale, momentum, options), out)

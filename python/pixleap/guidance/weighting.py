@@ -24,6 +24,21 @@ def sums(a: Array, b: Array) -> Array:
     return ops.moments(a, b)
 
 
+def weigh(cond: Array, uncond: Array | None, scale: Number, **rule: Any) -> Array:
+    """Weights of `px.ops.guidance_weights`, (B, k) float64, NumPy for arrays of the host; the new
+    average takes the place of the old one."""
+    average = rule.get("average")
+    if not isinstance(scale, float):
+        rule["sample_scale"], scale = scale, 1.0
+    three = average is not None and (uncond is None or rule["base"] == "uncond")
+    size = (shape(cond, "guidance_weights", "cond")[0], 3 if three else 2)
+    on_host = not is_torch(cond) or cond.device.type == "cpu"
+    weights = np.empty(size) if on_host else empty(cond, size, "float64")
+    out = weights if average is None or uncond is None else (weights, average)
+    ops.guidance_weights(cond, uncond, scale, out=out, **rule)
+    return weights
+
+
 def root(x: Number) -> Number:
     if isinstance(x, float):
         return math.sqrt(x)
@@ -34,12 +49,6 @@ def at_least(x: Number, limit: float) -> Number:
     if isinstance(x, float):
         return max(x, limit)
     return np.maximum(x, limit) if isinstance(x, np.ndarray) else x.clamp(min=limit)
-
-
-def at_most(x: Number, limit: float) -> Number:
-    if isinstance(x, float):
-        return min(x, limit)
-    return np.minimum(x, limit) if isinstance(x, np.ndarray) else x.clamp(max=limit)
 
 
 def cosine(aa: Number, bb: Number, ab: Number) -> Number:

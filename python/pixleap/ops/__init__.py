@@ -5,6 +5,7 @@ from .attention import attention
 from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
+from .guidance_weights import guidance_weights
 from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
@@ -29,6 +30,7 @@ __all__ = [
     "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
+    "guidance_weights",
     "hadamard_projection",
     "jacobi_update",
     "kv_append",

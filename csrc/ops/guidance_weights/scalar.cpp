@@ -1,0 +1,1 @@
+#include "ops/guidance_weights/kernel.inl"
