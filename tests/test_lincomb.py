@@ -56,6 +56,24 @@ def test_a_float32_state_and_its_copy_for_the_model() -> None:
     assert torch.equal(copy, x.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_bfloat16_rounds_as_torch_does(isa: str, outputs: int) -> None:
+    """All bit patterns, in blocks with and without NaN and infinity."""
+    px.set_isa(isa)
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    shuffled = x[torch.from_numpy(np.random.default_rng(1).permutation(len(x)))]
+    for a in (x, shuffled, x[1:-3]):
+        c = tuple(0.7712345 + 0.1 * j for j in range(outputs))
+        done = px.ops.lincomb([a], c, out=[torch.empty_like(a) for _ in c])
+        for factor, y in zip(c, done, strict=True):
+            expected = (a.float() * np.float32(factor)).to(torch.bfloat16)
+            assert torch.equal(y.isnan(), expected.isnan())
+            kept = ~expected.isnan()
+            assert torch.equal(y[kept].view(torch.int16), expected[kept].view(torch.int16))
+            assert (y[~kept].view(torch.int16) & 0x40).all()  # a quiet NaN
+
+
 def test_a_copy_keeps_every_bit() -> None:
     for dtype in DTYPES:
         x = randn(3, 41, dtype=dtype)

@@ -117,6 +117,60 @@ PIXLEAP_INLINE void store(bf16_t* p, vf v) {  // round to nearest even, NaN stay
   std::memcpy(p, &h, sizeof h);
 }
 
+// Whether any lane of a comparison is true.
+PIXLEAP_INLINE bool any(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  int bits = 0;
+  for (int i = 0; i < VW; i += 8) {  // twice when 16 lanes are emulated on AVX2
+    __m256i m;
+    std::memcpy(&m, reinterpret_cast<const char*>(&mask) + 4 * i, 32);
+    bits |= _mm256_movemask_epi8(m);
+  }
+  return bits != 0;
+#else
+  int32_t bits = 0;
+  for (int i = 0; i < VW; ++i) bits |= mask[i];
+  return bits != 0;
+#endif
+}
+
+// 2 * VW elements, those of even and of odd position apart: without the shuffles by which `load`
+// and `store` widen and narrow, for loops in which the order of lanes does not matter.
+PIXLEAP_INLINE void load_pairs(const bf16_t* p, vf& even, vf& odd) {
+  vu u;
+  std::memcpy(&u, p, sizeof u);
+  even = bit_cast_to<vf>(u << 16);
+  odd = bit_cast_to<vf>(u & 0xffff0000u);
+}
+template <bool Nan>
+PIXLEAP_INLINE void store_pairs(bf16_t* p, vf even, vf odd) {  // rounds as `store`
+  const vu e = bit_cast_to<vu>(even), o = bit_cast_to<vu>(odd);
+  vu low = (e + 0x7fffu + ((e >> 16) & 1u)) >> 16;
+  vu high = o + 0x7fffu + ((o >> 16) & 1u);
+  if (Nan) {
+    low = (even != even) ? ((e >> 16) | 0x40u) : low;
+    high = (odd != odd) ? (o | 0x400000u) : high;
+  }
+  const vu both = low | (high & 0xffff0000u);
+  std::memcpy(p, &both, sizeof both);
+}
+// U (2 or 4) vectors, even and odd ones in turn.
+template <int U>
+PIXLEAP_INLINE void store_pairs(bf16_t* p, const vf (&x)[U]) {
+  const vf sum = x[0] + x[1] + (x[U - 2] + x[U - 1]);  // a NaN if there is one among them
+  const auto store_all = [&]<bool Nan>() __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int u = 0; u < U; u += 2) store_pairs<Nan>(p + u * VW, x[u], x[u + 1]);
+  };
+  if (__builtin_expect(any(sum != sum), 0)) {
+    store_all.template operator()<true>();
+  } else {
+    store_all.template operator()<false>();
+  }
+}
+
 PIXLEAP_INLINE vf load(const f16_t* p) {
 #if defined(__AVX512F__)
   // GCC 12 warns of what the plain intrinsic leaves undefined.

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "core/parallel.h"
 #include "ops/lincomb/lincomb.h"
 #include "simd/normal.h"
@@ -23,6 +25,8 @@ struct Numbers {  // of one sample
   float c32[kLincombMaxOutputs][kLincombMaxInputs], noise32[kLincombMaxOutputs];
 };
 
+struct bf16_pairs {};  // bfloat16 whose vectors hold elements of even and of odd position in turn
+
 // x[u] = elements [e + u * VW, ...) of an array; T is void where the dtype is known at run time
 // only. `lanes` below VW go with U = 1.
 template <class T, int U>
@@ -36,6 +40,10 @@ PIXLEAP_INLINE void load_vectors(const void* p, DType dtype, int64_t e, int64_t 
       default:
         return load_vectors<f16_t>(p, dtype, e, lanes, x);
     }
+  } else if constexpr (__is_same(T, bf16_pairs)) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u += 2)
+      load_pairs(static_cast<const bf16_t*>(p) + e + u * VW, x[u], x[u + 1]);
   } else {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) x[u] = load_upto(static_cast<const T*>(p) + e + u * VW, lanes);
@@ -53,14 +61,17 @@ PIXLEAP_INLINE void store_vectors(void* p, DType dtype, int64_t e, int64_t lanes
       default:
         return store_vectors<f16_t>(p, dtype, e, lanes, x);
     }
+  } else if constexpr (__is_same(T, bf16_pairs)) {
+    store_pairs(static_cast<bf16_t*>(p) + e, x);
   } else {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) store_upto(static_cast<T*>(p) + e + u * VW, x[u], lanes);
   }
 }
 
-// U vectors of all M outputs, input by input. `noise` holds the normals of these elements.
-template <class T, int M, int U>
+// U vectors of all M outputs, input by input. `noise` holds the normals of these elements. Plain:
+// no weights, no noise.
+template <class T, int M, int U, bool Plain>
 PIXLEAP_INLINE void combine_vectors(const LincombParams& p, const Row& row, const Numbers& numbers,
                                     const float* noise, int64_t e, int64_t lanes) {
   vf sum[M][U];
@@ -80,7 +91,7 @@ PIXLEAP_INLINE void combine_vectors(const LincombParams& p, const Row& row, cons
   vf x[U];
   for (int i = 0; i < p.n_in; ++i) {
     load_vectors<T>(row.in[i], p.in[i].dtype, e, lanes, x);
-    if (row.weights[i]) {
+    if (!Plain && row.weights[i]) {
       vf w[U];
       if (row.weight_moves[i]) {
         load_vectors<void>(row.weights[i], p.weights[i].dtype, e, lanes, w);
@@ -94,7 +105,7 @@ PIXLEAP_INLINE void combine_vectors(const LincombParams& p, const Row& row, cons
     }
     add(x, &numbers.c32[0][i], kLincombMaxInputs);
   }
-  if (noise) {
+  if (!Plain && noise) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) x[u] = load(noise + u * VW);
     add(x, numbers.noise32, 1);
@@ -110,23 +121,34 @@ PIXLEAP_INLINE void combine_vectors(const LincombParams& p, const Row& row, cons
   for (int j = 0; j < M; ++j) store_vectors<T>(row.out[j], p.out[j].dtype, e, lanes, sum[j]);
 }
 
+// Elements [begin, end); noise is that of element `begin`.
+template <class T, int M, bool Plain>
+PIXLEAP_INLINE void combine_span(const LincombParams& p, const Row& row, const Numbers& numbers,
+                                 const float* noise, int64_t begin, int64_t end) {
+  constexpr int U = M <= 2 ? 4 : 2;  // so that the sums stay in registers
+  using Full = std::conditional_t<Plain&& __is_same(T, bf16_t), bf16_pairs, T>;
+  const auto at = [&](int64_t e) { return noise ? noise + (e - begin) : nullptr; };
+  int64_t e = begin;
+  for (; e + U * VW <= end; e += U * VW)
+    combine_vectors<Full, M, U, Plain>(p, row, numbers, at(e), e, VW);
+  for (; e + VW <= end; e += VW) combine_vectors<T, M, 1, Plain>(p, row, numbers, at(e), e, VW);
+  if (e < end) combine_vectors<T, M, 1, Plain>(p, row, numbers, at(e), e, end - e);
+}
+
 // Elements [begin, end) of one row; `index` is the position of the row's start in the noise stream.
 template <class T, int M>
 void combine_row(const LincombParams& p, const Row& row, const Numbers& numbers, int64_t begin,
                  int64_t end, uint64_t index) {
-  constexpr int U = M <= 2 ? 4 : 2;  // so that the sums stay in registers
+  bool plain = !p.has_noise;
+  for (int i = 0; i < p.n_in; ++i) plain = plain && !row.weights[i];
+  if (plain) return combine_span<T, M, true>(p, row, numbers, nullptr, begin, end);
+  if (!p.has_noise) return combine_span<T, M, false>(p, row, numbers, nullptr, begin, end);
   float drawn[kDrawn + kNormalSlack];
-  const float* noise = nullptr;
   for (int64_t stop; begin < end; begin = stop) {
-    stop = p.has_noise && end - begin > kDrawn ? begin + kDrawn : end;
-    if (p.has_noise)
-      noise =
-          draw_normals(p.seed, p.offset, index + static_cast<uint64_t>(begin), stop - begin, drawn);
-    const auto at = [&](int64_t e) { return noise ? noise + (e - begin) : nullptr; };
-    int64_t e = begin;
-    for (; e + U * VW <= stop; e += U * VW) combine_vectors<T, M, U>(p, row, numbers, at(e), e, VW);
-    for (; e + VW <= stop; e += VW) combine_vectors<T, M, 1>(p, row, numbers, at(e), e, VW);
-    if (e < stop) combine_vectors<T, M, 1>(p, row, numbers, at(e), e, stop - e);
+    stop = end - begin > kDrawn ? begin + kDrawn : end;
+    const float* noise =
+        draw_normals(p.seed, p.offset, index + static_cast<uint64_t>(begin), stop - begin, drawn);
+    combine_span<T, M, false>(p, row, numbers, noise, begin, stop);
   }
 }
 
