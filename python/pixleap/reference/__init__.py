@@ -4,6 +4,7 @@ from .attention import attention
 from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
+from .gumbel_softmax import gumbel_softmax
 from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
@@ -21,6 +22,7 @@ from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
 from .systematic_resample import systematic_resample
+from .token_probabilities import token_probabilities
 from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
+    "gumbel_softmax",
     "hadamard_projection",
     "jacobi_update",
     "kv_append",
@@ -45,5 +48,6 @@ __all__ = [
     "random_normal",
     "sample_tokens",
     "systematic_resample",
+    "token_probabilities",
     "trace_sqrt_product",
 ]
