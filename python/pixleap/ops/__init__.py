@@ -21,6 +21,7 @@ from .pairwise_kernel_sum import pairwise_kernel_sum
 from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
+from .speculative_accept import speculative_accept
 from .systematic_resample import systematic_resample
 from .trace_sqrt_product import trace_sqrt_product
 
@@ -45,6 +46,7 @@ __all__ = [
     "pairwise_topk",
     "random_normal",
     "sample_tokens",
+    "speculative_accept",
     "systematic_resample",
     "trace_sqrt_product",
 ]
