@@ -59,9 +59,9 @@ def speculative_accept(
     throughout (p = q, to rounding) has nothing to draw from: p is taken instead. Decisions are
     float64, the same for every ISA and thread count.
 
-    Source: Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318. "joint" is the maximal
-    coupling of the product distributions; its residual is drawn by rejection, one try of a
-    sample expected per call, since P(reject) E[tries | reject] = TV / TV.
+    Source: Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318. "joint" is the
+    maximal coupling of the product distributions; its residual is drawn by rejection from P, with
+    P(reject) E[tries | reject] = TV / TV = 1 try expected per call, or fewer.
     """
     if out is None:
         batch, length, _ = shape(draft, "speculative_accept", "draft", 3)
