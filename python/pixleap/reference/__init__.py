@@ -4,6 +4,7 @@ from .attention import attention
 from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
+from .gaussian_accept import gaussian_accept
 from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
@@ -29,6 +30,7 @@ __all__ = [
     "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
+    "gaussian_accept",
     "hadamard_projection",
     "jacobi_update",
     "kv_append",
