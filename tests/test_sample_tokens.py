@@ -148,6 +148,16 @@ def test_a_sample_alone_equals_the_same_one_in_a_batch(kwargs: dict[str, Any]) -
     assert (other != whole).any()
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"top_k": 3}, {"noise_dtype": "float64"}])
+def test_a_window_equals_the_same_positions_of_the_whole(kwargs: dict[str, Any]) -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 8, 131)).astype(np.float32)
+    whole = px.ops.sample_tokens(logits, seed=4, first_sample=2, **kwargs)
+    for start, end in ((0, 3), (3, 4), (2, 8)):
+        key = {"seed": 4, "first_sample": 2, "first_position": start, "length": 8}
+        part = px.ops.sample_tokens(logits[:, start:end], **key, **kwargs)
+        np.testing.assert_array_equal(part, whole[:, start:end])
+
+
 @pytest.mark.parametrize("isa", px.available_isas())
 @pytest.mark.parametrize("kwargs", [{}, {"top_k": 4}])
 def test_stream_position_beyond_32_bits(kwargs: dict[str, Any], isa: str) -> None:
@@ -259,6 +269,9 @@ def test_bad_options() -> None:
         ("guidance_scale", float("nan")),
         ("guidance_scale", float("inf")),
         ("first_sample", -1),
+        ("first_position", -1),
+        ("length", 1),
+        ("length", -1),
     ],
 )
 def test_bad_numbers(name: str, value: float) -> None:

@@ -119,6 +119,7 @@ CASES = [
     case("special values", (2, 4, 17), special=True),
     case("special values, filtered", (2, 4, 17), special=True, top_k=7, top_p=0.9),
     case("float64", (3, 9, 301), noise_dtype="float64", top_p=0.9, first_sample=2**40),
+    case("window", (3, 5, 37), first_sample=2, first_position=4, length=10),
     case("float64, all", (3, 5, 37), noise_dtype="float64", first_sample=11),
     case("float64, special values", (2, 4, 17), special=True, noise_dtype="float64"),
     case("float64, top-k", (2, 7, 131), True, guidance_scale=2.5, noise_dtype="float64", top_k=5),

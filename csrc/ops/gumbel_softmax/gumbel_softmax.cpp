@@ -15,7 +15,7 @@ void gumbel_softmax(const Out& out, const View& logits, const Optional& uncond,
               logit_scale);
   check.value(std::isfinite(temperature) && temperature > 0, "temperature", "a finite number > 0",
               temperature);
-  set_noise(check, p, seed, offset, first_sample);
+  set_noise(check, p, seed, offset, first_sample, 0, 0);
   check_token_output(check, out, DType::f32, logits, uncond, true);
   p.gumbel_softmax = true;
   p.logit_scale = normal_factor(logit_scale);

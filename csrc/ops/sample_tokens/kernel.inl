@@ -340,8 +340,8 @@ void sample_rows(const SampleTokensParams& p) {
       const T* uncond = at(static_cast<const T*>(p.uncond), p.uncond_strides, b, l);
       const RowOutputs out{at(p.given, p.given_strides, b, l), at(p.chosen, p.chosen_strides, b, l),
                            at(p.all, p.all_strides, b, l)};
-      const uint64_t index =
-          p.first_sample * static_cast<uint64_t>(p.length) + static_cast<uint64_t>(row);
+      const uint64_t index = (p.first_sample + static_cast<uint64_t>(b)) * p.positions +
+                             p.first_position + static_cast<uint64_t>(l);
       const int64_t token = sample_row(p, cond, uncond, index, out, scratch);
       if (p.tokens) *at(p.tokens, p.tokens_strides, b, l) = token;
     }

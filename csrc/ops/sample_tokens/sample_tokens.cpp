@@ -65,11 +65,17 @@ void set_temperature(const Check& check, SampleTokensParams& p, double temperatu
 }
 
 void set_noise(const Check& check, SampleTokensParams& p, int64_t seed, int64_t offset,
-               int64_t first_sample) {
+               int64_t first_sample, int64_t first_position, int64_t length) {
   check.value(first_sample >= 0, "first_sample", "a number >= 0", first_sample);
   p.seed = static_cast<uint64_t>(seed);
   p.offset = static_cast<uint64_t>(offset);
+  check.value(first_position >= 0, "first_position", "a number >= 0", first_position);
+  check.value(length == 0 || length - p.length >= first_position, "length",
+              "0, or room for " + std::to_string(p.length) + " positions from first_position on",
+              length);
   p.first_sample = static_cast<uint64_t>(first_sample);
+  p.first_position = static_cast<uint64_t>(first_position);
+  p.positions = static_cast<uint64_t>(length == 0 ? p.length : length);
 }
 
 void check_token_output(const Check& check, const View& out, DType dtype, const View& logits,
@@ -94,12 +100,12 @@ void run_sample_tokens(const Check& check, const SampleTokensParams& p, const Vi
 void sample_tokens(const Out& out, std::span<const Out> log_prob,
                    std::span<const Out> probabilities, const View& logits, const Optional& uncond,
                    double guidance_scale, double temperature, int64_t top_k, double top_p,
-                   int64_t seed, int64_t offset, int64_t first_sample,
-                   std::string_view noise_dtype) {
+                   int64_t seed, int64_t offset, int64_t first_sample, int64_t first_position,
+                   int64_t length, std::string_view noise_dtype) {
   const Check check("sample_tokens");
   SampleTokensParams p = filter_params(check, logits, uncond, guidance_scale, top_k, top_p);
   set_temperature(check, p, temperature);
-  set_noise(check, p, seed, offset, first_sample);
+  set_noise(check, p, seed, offset, first_sample, first_position, length);
   check.value(noise_dtype == "float32" || noise_dtype == "float64", "noise_dtype",
               "'float32' or 'float64'", std::string(noise_dtype));
   p.double_noise = noise_dtype == "float64";

@@ -282,8 +282,8 @@ __global__ void __launch_bounds__(kThreads) sample_tokens_kernel(const SampleTok
     const Row<T> row{at(static_cast<const T*>(p.logits), p.logits_strides, b, l),
                      at(static_cast<const T*>(p.uncond), p.uncond_strides, b, l), p.guidance_scale,
                      0.f, p.inverse_temperature};
-    const uint64_t index =
-        p.first_sample * static_cast<uint64_t>(p.length) + static_cast<uint64_t>(i);
+    const uint64_t index = (p.first_sample + static_cast<uint64_t>(b)) * p.positions +
+                           p.first_position + static_cast<uint64_t>(l);
     sample_row(p, row, index, at(p.tokens, p.tokens_strides, b, l),
                at(p.given, p.given_strides, b, l), at(p.chosen, p.chosen_strides, b, l),
                at(p.all, p.all_strides, b, l), s);

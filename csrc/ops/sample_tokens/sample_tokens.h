@@ -32,6 +32,7 @@ struct SampleTokensParams {
   int64_t top_k;  // 0: off
   double top_p;   // 1: off
   uint64_t seed, offset, first_sample;
+  uint64_t positions, first_position;  // of a whole sample, and where the rows begin in it
 };
 
 // Element e of the float64 noise has the word of element e of the stream (seed, offset) on top and
@@ -42,8 +43,8 @@ constexpr uint64_t kLowWordGroups = uint64_t{1} << 63;
 void sample_tokens(const Out& out, std::span<const Out> log_prob,
                    std::span<const Out> probabilities, const View& logits, const Optional& uncond,
                    double guidance_scale, double temperature, int64_t top_k, double top_p,
-                   int64_t seed, int64_t offset, int64_t first_sample,
-                   std::string_view noise_dtype);
+                   int64_t seed, int64_t offset, int64_t first_sample, int64_t first_position,
+                   int64_t length, std::string_view noise_dtype);
 
 PIXLEAP_DECLARE_KERNELS(sample_tokens, SampleTokensParams)
 
@@ -52,7 +53,7 @@ SampleTokensParams filter_params(const Check& check, const View& logits, const O
                                  double guidance_scale, int64_t top_k, double top_p);
 void set_temperature(const Check& check, SampleTokensParams& p, double temperature);
 void set_noise(const Check& check, SampleTokensParams& p, int64_t seed, int64_t offset,
-               int64_t first_sample);
+               int64_t first_sample, int64_t first_position, int64_t length);
 void check_token_output(const Check& check, const View& out, DType dtype, const View& logits,
                         const Optional& uncond, bool of_all_tokens);
 void run_sample_tokens(const Check& check, const SampleTokensParams& p, const View& logits);

@@ -17,6 +17,8 @@ def sample_tokens(
     seed: int = 0,
     offset: int = 0,
     first_sample: int = 0,
+    first_position: int = 0,
+    length: int = 0,
     noise_dtype: str = "float32",
     return_log_prob: bool = False,
     return_probabilities: bool = False,
@@ -40,6 +42,9 @@ def sample_tokens(
         first_sample: index of the first sample in a larger batch. Token v of position l of sample b
             takes word ((first_sample + b) * L + l) * V + v of the stream, so that a sample drawn
             alone equals the same one drawn in the batch.
+        first_position, length: the positions given are l = first_position, first_position + 1, ...
+            of samples of `length` positions, which is then the L of the words: a window drawn alone
+            equals the same one drawn with the rest. length 0: that of `logits`.
         noise_dtype: "float32" makes the Gumbel noise of uniforms of 23 bits, so that it never
             exceeds 16.6: over many draws from large vocabularies this acts as a temperature below
             1 (Zheng et al. 2024, arXiv:2409.02908). "float64" adds bits to the same uniforms, 52 in
@@ -57,8 +62,8 @@ def sample_tokens(
 
     Raises:
         ValueError: top_p outside (0, 1], top_k outside [0, V], a temperature that is negative or
-            not finite, a guidance_scale that is not finite, an unknown noise_dtype, shapes or
-            strides that do not fit.
+            not finite, a guidance_scale that is not finite, an unknown noise_dtype, a window that
+            `length` has no room for, shapes or strides that do not fit.
         TypeError: dtypes or devices that do not fit.
 
     A NaN counts as -inf. A row with no value above -inf gives token 0; in a row with +inf the first
@@ -89,6 +94,6 @@ def sample_tokens(
     probabilities = outs[-1:] if wanted[2] else []
     _native.sample_tokens(
         outs[0], log_prob, probabilities, logits, uncond, guidance_scale, temperature, top_k, top_p,
-        seed, offset, first_sample, noise_dtype,
+        seed, offset, first_sample, first_position, length, noise_dtype,
     )  # fmt: skip
     return outs[0] if count == 1 else tuple(outs)

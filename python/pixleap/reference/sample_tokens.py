@@ -67,19 +67,21 @@ def sample_tokens(
     seed: int = 0,
     offset: int = 0,
     first_sample: int = 0,
+    first_position: int = 0,
+    length: int = 0,
     noise_dtype: str = "float32",
     return_log_prob: bool = False,
     return_probabilities: bool = False,
 ) -> Any:
     """One token per position; see `pixleap.ops.sample_tokens`."""
     x = guided(logits, uncond, guidance_scale)
-    batch, length, vocabulary = x.shape
-    tokens = np.zeros((batch, length), np.int64)
-    log_prob, probabilities = np.zeros((batch, length)), np.zeros(x.shape)
-    for b, l in np.ndindex(batch, length):  # noqa: E741
+    vocabulary = x.shape[2]
+    tokens = np.zeros(x.shape[:2], np.int64)
+    log_prob, probabilities = np.zeros(x.shape[:2]), np.zeros(x.shape)
+    for b, l in np.ndindex(*x.shape[:2]):  # noqa: E741
         keep = filtered(x[b, l], temperature, top_k, top_p)
         distribution = log_softmax(x[b, l], keep, temperature)
-        row = (first_sample + b) * length + l
+        row = (first_sample + b) * (length or x.shape[1]) + first_position + l
         gumbel = row_gumbel(row, vocabulary, seed, offset, noise_dtype)
         tokens[b, l] = (distribution + gumbel).argmax()
         log_prob[b, l] = distribution[tokens[b, l]]
