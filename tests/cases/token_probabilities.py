@@ -42,6 +42,7 @@ def timed(shape: tuple[int, ...], guided: bool, **kwargs: Any) -> Case:
         f"{'guided ' if guided else ''}{shape}" + "".join(f" {k}={v}" for k, v in kwargs.items()),
         build(shape, guided, **kwargs),
         bytes=4.0 * size * arrays,
+        dtypes=("float32",),
         peer=peer,
     )
 
@@ -62,9 +63,9 @@ CASES = [
     case("wide", (2, 3, 1001), spread=3000.0, temperature=2000.0, top_k=500, top_p=0.9),
     case("special values", (2, 4, 17), special=True, log=True),
     case("special values, filtered", (2, 4, 17), special=True, top_k=7, top_p=0.9),
-    timed((2, 256, 4096), False),
-    timed((2, 256, 4096), False, top_k=900, top_p=0.96),
-    timed((2, 256, 4096), True, guidance_scale=2.5, top_k=900, top_p=0.96),
-    timed((2, 256, 4096), False, given=True, log=True),
-    timed((2, 256, 4096), False, given=True, log=True, top_k=900, top_p=0.96),
+    timed((1, 64, 4096), False),
+    timed((1, 64, 4096), False, top_k=900, top_p=0.96),
+    timed((1, 64, 4096), True, guidance_scale=2.5, top_k=900, top_p=0.96),
+    timed((1, 64, 4096), False, given=True, log=True),
+    timed((1, 64, 4096), False, given=True, log=True, top_k=900, top_p=0.96),
 ]
