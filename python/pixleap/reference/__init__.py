@@ -4,7 +4,9 @@ from .attention import attention
 from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
+from .gaussian_accept import gaussian_accept
 from .guidance_weights import guidance_weights
+from .gumbel_softmax import gumbel_softmax
 from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
@@ -21,7 +23,9 @@ from .pairwise_kernel_sum import pairwise_kernel_sum
 from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
+from .speculative_accept import speculative_accept
 from .systematic_resample import systematic_resample
+from .token_probabilities import token_probabilities
 from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
@@ -29,7 +33,9 @@ __all__ = [
     "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
+    "gaussian_accept",
     "guidance_weights",
+    "gumbel_softmax",
     "hadamard_projection",
     "jacobi_update",
     "kv_append",
@@ -46,6 +52,8 @@ __all__ = [
     "pairwise_topk",
     "random_normal",
     "sample_tokens",
+    "speculative_accept",
     "systematic_resample",
+    "token_probabilities",
     "trace_sqrt_product",
 ]
