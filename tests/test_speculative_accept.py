@@ -269,3 +269,68 @@ def test_bad_arguments() -> None:
             bad_call(**changes)
     tokens, _, lengths = bad_call(target=longer, mode="chain")
     assert tokens.shape == (3, 5) and lengths.shape == (3,)
+
+
+def relaxed(rule: str, p: np.ndarray, q: np.ndarray, drafted: np.ndarray, **kwargs: Any) -> Any:
+    return px.ops.relaxed_accept(repeated(p), repeated(q), drafted, rule=rule, seed=3, **kwargs)
+
+
+def test_tolerance_stays_within_its_bound() -> None:
+    p, q = rows((1, 7), "bad")
+    drafted = drawn(np.random.default_rng(1), repeated(q))
+    exact_p, exact_q = normalised(p[0]), normalised(q[0])
+    for tolerance in (0.0, 0.1, 0.3):
+        tokens, accepted, _ = relaxed("tolerance", p, q, drafted, tolerance=tolerance)
+        stays = np.minimum(1, exact_p / exact_q + tolerance)
+        assert_rate(accepted[:, 0], float((exact_q * stays).sum()))
+        residual = np.maximum(exact_p - exact_q, 0)
+        law = exact_q * stays + (1 - (exact_q * stays).sum()) * residual / residual.sum()
+        assert_law(tokens[:, 0], law)
+        assert distance(law, exact_p) <= tolerance * exact_q[exact_q > exact_p].sum() + 1e-12
+    exact = px.ops.speculative_accept(repeated(p), repeated(q), drafted, seed=3)
+    for got, want in zip(relaxed("tolerance", p, q, drafted, tolerance=0), exact, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_typical_is_a_threshold() -> None:
+    p, q = rows((1, 7), "bad")
+    exact = normalised(p[0])
+    drafted = drawn(np.random.default_rng(1), repeated(q))
+    threshold = min(0.2, 0.9 * np.exp((exact * np.log(exact)).sum()))
+    assert (exact > threshold).any() and (exact < threshold).any()
+    tokens, accepted, _ = relaxed("typical", p, q, drafted, epsilon=0.2, delta=0.9)
+    np.testing.assert_array_equal(accepted, exact[drafted] > threshold)
+    residual = np.maximum(exact - normalised(q[0]), 0)
+    assert_law(tokens[~accepted], residual / residual.sum())
+
+
+def test_neighbourhood_takes_the_nearest_that_fit() -> None:
+    p = np.array([[0.1, 0.2, 0.05, 0.4, 0.25]], np.float32)
+    q = np.array([[0.6, 0.1, 0.1, 0.1, 0.1]], np.float32)
+    near = np.tile(np.array([0, 2, 1, 3]), (5, 1))
+    drafted = np.zeros((N, 1), np.int64)
+    for delta, raised in ((0.0, 0.1), (0.06, 0.15), (0.26, 0.35), (0.3, 0.35), (1.0, 0.75)):
+        _, accepted, _ = relaxed("neighbourhood", p, q, drafted, neighbours=near, delta=delta)
+        assert_rate(accepted, min(1.0, raised / 0.6))
+
+
+def test_relaxed_bad_arguments() -> None:
+    p, q = rows((3, 4, 6), "bad")
+    call: dict[str, Any] = {"target": p, "draft": q, "tokens": np.zeros((3, 4), np.int64)}
+    near = np.zeros((6, 2), np.int64)
+    near[0] = 1, 6
+    for message, changes in (
+        ("'rule' expected 'typical', 'neighbourhood' or 'tolerance', got x", {"rule": "x"}),
+        ("'mode' expected 'token' or 'chain', got joint", {"rule": "typical", "mode": "joint"}),
+        ("'neighbours' expected a", {"rule": "neighbourhood"}),
+        ("'neighbours' expected None", {"rule": "typical", "neighbours": near}),
+        (r"'neighbours' expected numbers in \[0, 6\)", {"rule": "neighbourhood",
+                                                        "neighbours": near, "delta": 1.0}),
+        (r"'neighbours' expected shape \(6, \*\)", {"rule": "neighbourhood",
+                                                    "neighbours": near[:5]}),
+        ("'epsilon' expected a finite number >= 0, got -1", {"rule": "typical", "epsilon": -1.0}),
+        ("'delta' expected a finite number >= 0, got nan", {"rule": "typical", "delta": np.nan}),
+        ("'tolerance' expected a finite number", {"rule": "tolerance", "tolerance": np.inf}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"relaxed_accept: argument {message}"):
+            px.ops.relaxed_accept(**{**call, **changes})
