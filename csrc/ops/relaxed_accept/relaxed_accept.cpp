@@ -5,7 +5,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<RelaxedAcceptParams> kernels = PIXLEAP_KERNELS(relaxed_accept);
+constexpr KernelTable<RelaxedAcceptParams> kernels = PIXLEAP_KERNELS_CUDA(relaxed_accept);
 
 }  // namespace
 

@@ -3,7 +3,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<SpeculativeAcceptParams> kernels = PIXLEAP_KERNELS(speculative_accept);
+constexpr KernelTable<SpeculativeAcceptParams> kernels = PIXLEAP_KERNELS_CUDA(speculative_accept);
 
 void check_probabilities(const Check& check, const View& v) {
   check.dtype(v, {DType::f32});
