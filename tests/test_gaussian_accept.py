@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 
 import pixleap as px
 
@@ -38,14 +38,15 @@ def drawn(pair: tuple[float, float, float, float], seed: int = 5) -> tuple[np.nd
 
 
 def laws(pair: tuple[float, float, float, float]) -> tuple[Any, Any, float]:
-    """p, q and their total variation distance by quadrature."""
-    p, q = stats.norm(pair[0], pair[1]), stats.norm(pair[2], pair[3])
-    points = [m + k * s for m, s in (pair[:2], pair[2:]) for k in (-8, -4, -2, -1, 0, 1, 2, 4, 8)]
-    low, high = min(points), max(points)
-    total = integrate.quad(
-        lambda y: abs(p.pdf(y) - q.pdf(y)), low, high, points=sorted(set(points)), limit=2000
-    )[0]
-    return p, q, 0.5 * total
+    """p, q and their total variation distance, from the points where the densities meet."""
+    (p_mean, p_std, q_mean, q_std) = pair
+    p, q = stats.norm(p_mean, p_std), stats.norm(q_mean, q_std)
+    a = 0.5 / q_std**2 - 0.5 / p_std**2  # log p - log q = a y^2 + b y + c
+    b = p_mean / p_std**2 - q_mean / q_std**2
+    c = 0.5 * (q_mean / q_std) ** 2 - 0.5 * (p_mean / p_std) ** 2 + np.log(q_std / p_std)
+    roots = np.sort(np.roots([a, b, c] if a else [b, c]).real)
+    ends = np.concatenate([[-np.inf], roots, [np.inf]])
+    return p, q, 0.5 * float(np.abs(np.diff(p.cdf(ends)) - np.diff(q.cdf(ends))).sum())
 
 
 @pytest.mark.parametrize("name", PAIRS)

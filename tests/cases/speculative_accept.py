@@ -8,25 +8,50 @@ import torch
 from harness import Case
 
 
+def draw(weights: torch.Tensor) -> torch.Tensor:
+    """A token per row (n, V): on the CPU many times faster than torch.multinomial."""
+    sums = weights.cumsum(-1)
+    u = torch.rand(len(weights), 1) * sums[:, -1:]
+    return torch.searchsorted(sums, u, right=True).clamp_(max=weights.shape[-1] - 1).squeeze(-1)
+
+
+def replace(target: torch.Tensor, draft: torch.Tensor, tokens: torch.Tensor,
+            accepted: torch.Tensor) -> torch.Tensor:  # fmt: skip
+    """Rejected tokens by draws from the residual: clamp, cumsum, searchsorted."""
+    result, rejected = tokens.clone(), ~accepted
+    p, q = target[rejected], draft[rejected]
+    result[rejected] = draw((p / p.sum(-1, True) - q / q.sum(-1, True)).clamp_(min=0))
+    return result
+
+
 def peer(target: torch.Tensor, draft: torch.Tensor, tokens: torch.Tensor, mode: str = "token",
          **key: Any) -> Any:  # fmt: skip
-    """What papers and libraries write: gather, divide, compare, clamp, normalise, multinomial."""
+    """Sum, gather, divide, compare; what is rejected is drawn anew, and only that. No checks. Mode
+    joint: at most ten tries for the whole batch."""
     batch, length, size = draft.shape
     rows = target[:, :length]
     index = tokens[..., None]
-    ratio = (rows.gather(-1, index) / draft.gather(-1, index)).squeeze(-1)
-    if mode == "joint":
-        accepted = torch.rand(batch, 1) < ratio.log().sum(-1, keepdim=True).exp()
-        accepted = accepted.expand(batch, length)
-    else:
+    scale = draft.sum(-1) / rows.sum(-1)
+    ratio = (rows.gather(-1, index) / draft.gather(-1, index)).squeeze(-1) * scale
+    if mode == "token":
         accepted = torch.rand(batch, length) < ratio
-    if mode == "joint":  # one try: the residual of the product has no closed form
-        drawn = torch.multinomial(rows.reshape(-1, size), 1)
-    else:
-        residual = (rows - draft).clamp_(min=0)
-        residual = residual / residual.sum(-1, keepdim=True).clamp_(min=1e-12)
-        drawn = torch.multinomial(residual.view(-1, size) + 1e-20, 1)
-    return torch.where(accepted, tokens, drawn.view(batch, length)), accepted
+        return replace(rows, draft, tokens, accepted), accepted
+    if mode == "chain":
+        accepted = (torch.rand(batch, length) < ratio).cumprod(-1).bool()
+        return replace(rows, draft, tokens, accepted), accepted
+    accepted = torch.rand(batch) < ratio.log().sum(-1).exp()
+    result, left = tokens.clone(), (~accepted).nonzero().squeeze(-1)
+    for _ in range(10):
+        if not len(left):
+            break
+        p, q = rows[left], draft[left]
+        y = draw(p.reshape(-1, size)).view(len(left), length)
+        excess = (p.gather(-1, y[..., None]) / q.gather(-1, y[..., None])).squeeze(-1)
+        excess = (excess * scale[left]).log().sum(-1)
+        stays = torch.rand(len(left)) < -torch.expm1(-excess)
+        result[left[stays]] = y[stays]
+        left = left[~stays]
+    return result, accepted
 
 
 def distributions(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> Any:
@@ -100,6 +125,6 @@ CASES = [
     case("wide", (2, 2, 20011)),
     timed((2, 256, 4096), "good", "token"),
     timed((2, 256, 4096), "", "token"),
-    timed((2, 256, 4096), "good", "joint"),
-    timed((8, 16, 16384), "good", "chain"),
+    timed((16, 32, 4096), "good", "joint"),
+    timed((8, 16, 16384), "close", "chain"),
 ]

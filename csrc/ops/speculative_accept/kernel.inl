@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "core/parallel.h"
 #include "ops/speculative_accept/row.h"
 
 namespace pixleap {
@@ -11,6 +10,20 @@ PIXLEAP_INLINE double log_ratio(const Position& at, int64_t v) {
   const double p = at.p[v], q = at.q[v];
   if (!(p > 0 && q > 0)) return p > 0 ? __builtin_inf() : -__builtin_inf();
   return __builtin_log((p * at.q_sum) / (q * at.p_sum));
+}
+
+// The largest p / q over the row: infinite where q = 0 < p.
+static double largest_ratio(const float* p, const float* q, int64_t n) {
+  vd most{};
+  for_each_16(p, q, n, [&](const float* a, const float* b) {
+    for (int k = 0; k < kParts; ++k) {
+      const vd x = load_double(a + k * kHalf), r = x / load_double(b + k * kHalf);
+      most = (x > 0) & (r > most) ? r : most;
+    }
+  });
+  double best = 0;
+  for (int i = 0; i < kHalf; ++i) best = most[i] > best ? most[i] : best;
+  return best;
 }
 
 PIXLEAP_INLINE Position joint_position(const AcceptParams& p, int64_t b, int64_t l) {
@@ -66,36 +79,21 @@ static void accept_joint(const AcceptParams& p, int64_t b) {
 }  // namespace
 
 void PIXLEAP_KERNEL(speculative_accept)(const SpeculativeAcceptParams& p) {
-  const auto decide = [](int64_t, int64_t, const Position& at, double u) {
-    return exact_decision(at, u);
-  };
-  const int64_t grain = (1 << 14) / p.vocabulary + 1;
-  if (p.mode == AcceptMode::chain) {
-    parallel_for(p.batch, grain / (p.length + 1) + 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b) accept_tokens(p, decide, b, 0, p.length);
-    });
-  } else if (p.length > 0) {
-    parallel_for(p.batch * p.length, grain, [&](int64_t first, int64_t last) {
+  if (p.mode != AcceptMode::joint)
+    return verify_tokens(
+        p, [](int64_t, int64_t, const Position& at, double u) { return exact_decision(at, u); });
+  if (p.length > 0)
+    parallel_for(p.batch * p.length, row_grain(p), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const int64_t b = i / p.length, l = i % p.length;
-        if (p.mode == AcceptMode::token) {
-          accept_tokens(p, decide, b, l, l + 1);
-        } else {
-          Position at;
-          if (!read_position(p, b, l, at)) continue;
-          p.sums[2 * i] = at.p_sum, p.sums[2 * i + 1] = at.q_sum;
-        }
+        Position at;
+        if (!read_position(p, i / p.length, i % p.length, at)) continue;
+        p.sums[2 * i] = at.p_sum, p.sums[2 * i + 1] = at.q_sum;
       }
     });
-  }
   if (*p.bad != kNoFault) return;
-  if (p.mode == AcceptMode::joint)
-    parallel_for(p.batch, grain / (p.length + 1) + 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b) accept_joint(p, b);
-    });
-  else
-    for (int64_t b = 0; b < p.batch; ++b)
-      p.accepted_length[b] = leading(p.accepted + b * p.length, p.length);
+  parallel_for(p.batch, sample_grain(p), [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) accept_joint(p, b);
+  });
 }
 
 }  // namespace pixleap

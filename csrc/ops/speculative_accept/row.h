@@ -2,6 +2,7 @@
 // Sums run over 16 lanes whatever the vector width is, so that every ISA gives the same bits.
 #pragma once
 
+#include "core/parallel.h"
 #include "ops/speculative_accept/speculative_accept.h"
 #include "simd/vec.h"
 
@@ -118,20 +119,6 @@ static int64_t draw_token(const float* p, const float* q, double p_sum, double q
   return v >= 0 ? v : draw_weighted<false>(p, p, p_sum, p_sum, n, u);
 }
 
-// The largest p / q over the row: infinite where q = 0 < p.
-static double largest_ratio(const float* p, const float* q, int64_t n) {
-  vd most{};
-  for_each_16(p, q, n, [&](const float* a, const float* b) {
-    for (int k = 0; k < kParts; ++k) {
-      const vd x = load_double(a + k * kHalf), r = x / load_double(b + k * kHalf);
-      most = (x > 0) & (r > most) ? r : most;
-    }
-  });
-  double best = 0;
-  for (int i = 0; i < kHalf; ++i) best = most[i] > best ? most[i] : best;
-  return best;
-}
-
 PIXLEAP_INLINE void note_fault(const AcceptParams& p, int64_t fault) {
   int64_t seen = __atomic_load_n(p.bad, __ATOMIC_RELAXED);
   while (fault < seen && !__atomic_compare_exchange_n(p.bad, &seen, fault, true, __ATOMIC_RELAXED,
@@ -201,10 +188,30 @@ PIXLEAP_INLINE void accept_tokens(const AcceptParams& p, Decide&& decide, int64_
                                 second_uniform(accept_words(p, b, p.length)));
 }
 
-PIXLEAP_INLINE int64_t leading(const bool* accepted, int64_t n) {
-  int64_t i = 0;
-  while (i < n && accepted[i]) ++i;
-  return i;
+PIXLEAP_INLINE int64_t row_grain(const AcceptParams& p) { return (1 << 14) / p.vocabulary + 1; }
+PIXLEAP_INLINE int64_t sample_grain(const AcceptParams& p) {
+  return row_grain(p) / (p.length + 1) + 1;
+}
+
+// All of modes token and chain.
+template <class Decide>
+PIXLEAP_INLINE void verify_tokens(const AcceptParams& p, Decide&& decide) {
+  if (p.mode == AcceptMode::chain)
+    parallel_for(p.batch, sample_grain(p), [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) accept_tokens(p, decide, b, 0, p.length);
+    });
+  else if (p.length > 0)
+    parallel_for(p.batch * p.length, row_grain(p), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        accept_tokens(p, decide, i / p.length, i % p.length, i % p.length + 1);
+    });
+  if (*p.bad != kNoFault) return;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const bool* accepted = p.accepted + b * p.length;
+    int64_t i = 0;
+    while (i < p.length && accepted[i]) ++i;
+    p.accepted_length[b] = i;
+  }
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<SpeculativeAcceptParams> kernels = PIXLEAP_KERNELS(speculative_accept);
+constexpr KernelTable<SpeculativeAcceptParams> kernels = PIXLEAP_KERNELS_CUDA(speculative_accept);
 
 void check_probabilities(const Check& check, const View& v) {
   check.dtype(v, {DType::f32});
@@ -81,6 +81,9 @@ void report_accept_fault(const Check& check, const AcceptParams& p, int64_t bad)
     check.value(
         false, "tokens", "numbers in [0, " + std::to_string(p.vocabulary) + ")",
         std::to_string(p.drafted[b * p.drafted_strides[0] + l * p.drafted_strides[1]]) + where);
+  if (fault == AcceptFault::neighbours)
+    check.value(false, "neighbours", "numbers in [0, " + std::to_string(p.vocabulary) + ")",
+                "others in the row of the token" + where);
   check.value(false, fault == AcceptFault::target ? "target" : "draft",
               "rows of probabilities, finite and >= 0 with a sum above 0",
               "a row without that" + where);

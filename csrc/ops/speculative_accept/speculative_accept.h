@@ -44,7 +44,7 @@ void fill_accept_params(const Check& check, AcceptParams& p, const Out& tokens, 
                         int64_t first_sample);
 
 // What is wrong with position l of sample b; the least one is reported.
-enum class AcceptFault : int64_t { target, draft, drafted };
+enum class AcceptFault : int64_t { target, draft, drafted, neighbours };
 constexpr int64_t kNoFault = INT64_MAX;
 PIXLEAP_HD static inline int64_t accept_fault(const AcceptParams& p, int64_t b, int64_t l,
                                               AcceptFault fault) {

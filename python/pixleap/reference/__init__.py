@@ -22,6 +22,7 @@ from .pairwise_count import pairwise_count
 from .pairwise_kernel_sum import pairwise_kernel_sum
 from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
+from .relaxed_accept import relaxed_accept
 from .sample_tokens import sample_tokens
 from .speculative_accept import speculative_accept
 from .systematic_resample import systematic_resample
@@ -51,6 +52,7 @@ __all__ = [
     "pairwise_kernel_sum",
     "pairwise_topk",
     "random_normal",
+    "relaxed_accept",
     "sample_tokens",
     "speculative_accept",
     "systematic_resample",

@@ -1,0 +1,1 @@
+#include "ops/relaxed_accept/kernel.inl"
