@@ -1,0 +1,294 @@
+"""Next-scale decoding end to end against the official loop in plain torch, speculation, CoDe and
+continuous batching.
+
+The peer is `models.VAR.autoregressive_infer_cfg`, which does what the official code does, in the
+same process with the same weights and, where outputs are compared, the same Gumbel noise. VAR-d16 at
+256 px has random weights with open gates; the other tables use the embedded digit models. The VAE
+decoder is left out everywhere but in the Frechet distances.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixleap.cli.demo import digit_score, gumbel_noise
+from pixleap.decode import (
+    CollaborativeDecoder,
+    ContinuousBatcher,
+    NextScaleDecoder,
+    SpeculativeDecoder,
+)
+from pixleap.models import VAR, VQVAE, load_var, load_var_draft
+from pixleap.models.var_quantised import emulate_quantised_weights
+
+OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
+DIGIT_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_p": 0.96}
+CASES = [("float32", 1, 3), ("float32", 8, 1), ("bfloat16", 1, 1)]  # weights, batch, rounds
+DIGITS = torch.arange(10).repeat_interleave(20)
+
+
+def random_d16() -> VAR:
+    """VAR-d16 at 256 px; official starting weights, but with gates that let the blocks through."""
+    torch.manual_seed(0)
+    model = VAR(VQVAE(), depth=16, embed_dim=1024, num_heads=16)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.get_submodule("ada_lin.1").weight.normal_(std=0.02)
+        model.head.weight.mul_(50)
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def without_decoder(model: VAR) -> Iterator[None]:
+    """The loop returns features in the place of images."""
+    decode = model.vae.fhat_to_img
+    model.vae.fhat_to_img = lambda f_hat: f_hat  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        model.vae.fhat_to_img = decode  # type: ignore[method-assign]
+
+
+def seconds_and_memory(f: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds, and MiB of resident memory that the call needed on top of what was there."""
+    gc.collect()
+    status = Path("/proc/self/status")
+
+    def resident(name: str) -> int:
+        return int(status.read_text().split(name + ":")[1].split()[0])
+
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before, start = resident("VmRSS"), time.perf_counter()
+    result = f()
+    return time.perf_counter() - start, (resident("VmHWM") - before) / 1024, result
+
+
+def end_to_end() -> list[str]:
+    model = random_d16()
+    lines = [
+        "VAR-d16, 256 px, cfg 1.5, top-k 900, top-p 0.96, seconds per batch; memory is the peak on",
+        "top of the weights. Equal: tokens that are the same with the same noise (float32).",
+        "",
+        "| weights | batch | pixleap | official loop | ratio | memory | official | share | equal |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for weights, batch, rounds in CASES:
+        decoder = NextScaleDecoder(model, weights)
+        labels = torch.arange(batch) * 37
+        noise = gumbel_noise(model, batch, 0) if weights == "float32" else None
+        drawn: list[torch.Tensor] = []
+
+        def draw(logits: torch.Tensor, scale: int, noise: Any = noise, drawn: Any = drawn) -> Any:
+            tokens = (logits + noise[scale]).argmax(-1)
+            drawn.append(tokens)
+            return tokens
+
+        def ours(decoder: Any = decoder, labels: Any = labels) -> Any:
+            return decoder.tokens(labels, seed=0, **OPTIONS)[0]
+
+        def peer(labels: Any = labels, own_draw: Any = None) -> Any:
+            half = weights == "bfloat16"  # noqa: B023
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), without_decoder(model):
+                return model.autoregressive_infer_cfg(
+                    len(labels), labels, g_seed=0, draw=own_draw, **OPTIONS
+                )
+
+        times: list[list[float]] = [[], []]
+        memory = [0.0, 0.0]
+        for _ in range(rounds):
+            for i, f in enumerate((ours, peer)):
+                spent, memory[i], result = seconds_and_memory(f)
+                times[i].append(spent)
+                tokens = result if i == 0 else tokens
+        equal = ""
+        if noise is not None:
+            peer(own_draw=draw)
+            same = sum(int((a == b).sum()) for a, b in zip(tokens, drawn, strict=True))
+            equal = f"{same} of {batch * model.L}"
+        mine, theirs = (statistics.median(t) for t in times)
+        ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+        line = (
+            f"| {weights} | {batch} | {mine:.2f} | {theirs:.2f} | {ratio:.2f}x | "
+            f"{memory[0]:.0f} MiB | {memory[1]:.0f} MiB | {memory[0] / memory[1]:.2f} | {equal} |"
+        )
+        print(line, flush=True)
+        lines.append(line)
+        del decoder
+    return [*lines, ""]
+
+
+def drafts(target: VAR) -> dict[str, Any]:
+    return {
+        "small model": load_var_draft(),
+        "int8 copy": emulate_quantised_weights(target, 8),
+        "int4 copy": emulate_quantised_weights(target, 4),
+        "bfloat16 copy": NextScaleDecoder(target, "bfloat16"),
+    }
+
+
+def speculation() -> list[str]:
+    target = load_var()
+    decoder = NextScaleDecoder(target)
+    scales = len(target.patch_nums)
+    heads = " | ".join(f"{n}x{n}" for n in target.patch_nums[:-1])
+    lines = [
+        "Digits, one at a time (mean of 100). Acceptance: share of drafted scales that were kept",
+        "whole, of those reached; int8 and int4 are emulated (float32 speed). Up to three scales are",
+        "drafted before each pass; time is of plain decoding over that of the row, and for `auto` of",
+        "the number that its measured plan chose.",
+        "",
+        f"| draft | rule | {heads} | target passes of {scales} | plain / time | auto |",
+        "|---" * (scales + 4) + "|",
+    ]
+    labels = torch.arange(100) % 10
+    for name, draft in drafts(target).items():
+        for rule, mode in (("rejection", "token"), ("rejection", "joint"), ("coupled", "token")):
+            fixed = SpeculativeDecoder(decoder, draft, rule=rule, mode=mode, drafted=3)
+            auto = SpeculativeDecoder(decoder, draft, rule=rule, mode=mode)
+            auto.calibrate(labels[:1], **DIGIT_OPTIONS)
+            passes, kept, tried = 0, [0] * scales, [0] * scales
+            spent: list[list[float]] = [[], [], []]
+            for i, label in enumerate(labels):
+                one = label[None]
+                options = {"seed": i, **DIGIT_OPTIONS}
+                results = []
+                for j, f in enumerate((decoder.tokens, fixed.tokens, auto.tokens)):
+                    start = time.perf_counter()
+                    results.append(f(one, **options))
+                    spent[j].append(time.perf_counter() - start)
+                passes += results[1].target_passes
+                kept = [a + b for a, b in zip(kept, results[1].accepted, strict=True)]
+                tried = [a + b for a, b in zip(tried, results[1].drafted, strict=True)]
+                if rule == "coupled":
+                    plain = zip(results[0][0], results[1].tokens, results[2].tokens, strict=True)
+                    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in plain)
+            shares = " | ".join(
+                f"{k / t:.2f}" if t else "-" for k, t in zip(kept[:-1], tried[:-1], strict=True)
+            )
+            ratios = [
+                statistics.median(a / b for a, b in zip(spent[0], spent[j], strict=True))
+                for j in (1, 2)
+            ]
+            what = rule if rule == "coupled" else f"{rule}, {mode}"
+            line = (
+                f"| {name} | {what} | {shares} | {passes / len(labels):.2f} | {ratios[0]:.2f}x | "
+                f"{ratios[1]:.2f}x |"
+            )
+            print(line, flush=True)
+            lines.append(line)
+    return [*lines, ""]
+
+
+def collaboration() -> list[str]:
+    large, small = NextScaleDecoder(load_var()), NextScaleDecoder(load_var_draft())
+    scales = len(large.packed.patch_nums)
+    lines = [
+        "CoDe on the digits: the large model draws the first N scales, the small one the rest. 200",
+        "digits in one batch; caches are the most that is held at a time.",
+        "",
+        "| N | ms per digit | caches | accuracy | Frechet distance |",
+        "|---|---|---|---|---|",
+    ]
+    for n in range(scales, -1, -1):
+        decoder = CollaborativeDecoder(large, small, n)
+        decoder.tokens(DIGITS, seed=1, **DIGIT_OPTIONS)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            _, f_hat = decoder.tokens(DIGITS, seed=0, **DIGIT_OPTIONS)
+            times.append(time.perf_counter() - start)
+        accuracy, distance = digit_score(large.images(f_hat) * 2 - 1, DIGITS)
+        caches = decoder.memory(len(DIGITS))["caches"] / 2**20
+        name = f"{n} (large alone)" if n == scales else f"{n} (small alone)" if n == 0 else str(n)
+        line = (
+            f"| {name} | {statistics.median(times) / len(DIGITS) * 1e3:.2f} | {caches:.0f} MiB | "
+            f"{100 * accuracy:.1f} % | {distance:.2f} |"
+        )
+        print(line, flush=True)
+        lines.append(line)
+    return [*lines, ""]
+
+
+def serve(arrivals: np.ndarray, step: Callable[[list[int]], list[int]]) -> tuple[float, float]:
+    """Requests per second and mean seconds from arrival to end. `step` gets the requests that have
+    arrived, and returns those it has finished; it is called until all are."""
+    start, done, latencies = time.perf_counter(), 0, []
+    given = 0
+    while done < len(arrivals):
+        now = time.perf_counter() - start
+        new = [i for i in range(given, len(arrivals)) if arrivals[i] <= now]
+        given += len(new)
+        finished = step(new)
+        now = time.perf_counter() - start
+        latencies += [now - arrivals[i] for i in finished]
+        done += len(finished)
+        if not finished and done == given and given < len(arrivals):
+            time.sleep(max(0.0, arrivals[given] - now))
+    return len(arrivals) / (time.perf_counter() - start), statistics.mean(latencies)
+
+
+def batching() -> list[str]:
+    decoder = NextScaleDecoder(load_var())
+    size, count = 8, 200
+    plain = time.perf_counter()
+    expected = [decoder.tokens(torch.tensor([i % 10]), seed=i, **DIGIT_OPTIONS)[0]
+                for i in range(count)]  # fmt: skip
+    plain = (time.perf_counter() - plain) / count
+    lines = [
+        f"Poisson arrivals of {count} digits, up to {size} at a time; loads relative to decoding",
+        f"one at a time ({1 / plain:.0f} per second). Static batches wait until {size} requests are",
+        "there (or none is to come), or take what is there; each runs to its end. The continuous",
+        "batcher's tokens of every request equal those of decoding it alone.",
+        "",
+        "| load | scheduler | requests per second | mean latency |",
+        "|---|---|---|---|",
+    ]
+    for load in (0.7, 1.2, 4.0):
+        gaps = np.random.default_rng(3).exponential(plain / load, count)
+        arrivals = np.cumsum(gaps)
+        for name in ("static, full", "static, what is there", "continuous"):
+            waiting: list[int] = []
+            seen = [0]
+            batcher = ContinuousBatcher(decoder, size)
+
+            def static(new: list[int], name: str = name, waiting: Any = waiting,
+                       seen: Any = seen) -> list[int]:  # fmt: skip
+                waiting += new
+                seen[0] += len(new)
+                full = len(waiting) >= size or seen[0] == count
+                if not waiting or (name == "static, full" and not full):
+                    time.sleep(1e-4)
+                    return []
+                batch, waiting[:] = waiting[:size], waiting[size:]
+                labels = torch.tensor([i % 10 for i in batch])
+                decoder.tokens(labels, seed=batch[0], **DIGIT_OPTIONS)
+                return batch
+
+            def continuous(new: list[int], batcher: Any = batcher) -> list[int]:
+                for i in new:
+                    assert batcher.add(i % 10, seed=i, **DIGIT_OPTIONS) == i
+                ended = batcher.step()
+                for r in ended:
+                    pairs = zip(r.tokens, expected[r.request], strict=True)
+                    assert all(torch.equal(a, b) for a, b in pairs)
+                return [r.request for r in ended]
+
+            rate, latency = serve(arrivals, continuous if name == "continuous" else static)
+            line = f"| {load:.1f} | {name} | {rate:.0f} | {latency * 1e3:.0f} ms |"
+            print(line, flush=True)
+            lines.append(line)
+    return [*lines, ""]
+
+
+def table(threads: int) -> list[str]:
+    title = f"### next-scale decoding, {threads} thread{'s' if threads > 1 else ''}"
+    return [title, "", *end_to_end(), *speculation(), *collaboration(), *batching()]
