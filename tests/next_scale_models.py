@@ -1,10 +1,14 @@
-"""Small VAR models with random weights."""
+"""Small VAR models with random weights, and the noise of the native draws."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from pixleap.models import VAR, VQVAE
+from pixleap.reference.philox import uniform_open, words
 
 
 def random_var(shared_aln: bool = False, share_phi: int = 4, l2_norm: bool = True) -> VAR:
@@ -25,3 +29,14 @@ def random_var(shared_aln: bool = False, share_phi: int = 4, l2_norm: bool = Tru
     for m in (vae, model):
         m.eval().requires_grad_(False)
     return model
+
+
+def shared_noise(model: VAR, batch: int, seed: int) -> Any:
+    """The Gumbel noise of ops.sample_tokens, for the plain loop."""
+
+    def draw(logits: torch.Tensor, scale: int) -> torch.Tensor:
+        count = batch * model.patch_nums[scale] ** 2 * model.V
+        gumbel = -np.log(-np.log(uniform_open(words(count, seed, scale))))
+        return (logits.double() + torch.from_numpy(gumbel).view(logits.shape)).argmax(-1)
+
+    return draw

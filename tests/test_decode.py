@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from next_scale_models import random_var
+from next_scale_models import random_var, shared_noise
 
 import pixleap as px
 from pixleap.decode import FlowDecoder, Frontier, NextScaleDecoder, Sequential
-from pixleap.models import VAR, TarFlow
-from pixleap.reference.philox import uniform_open, words
+from pixleap.models import TarFlow
 
 
 def random_flow(side: int, classes: int = 3, nvp: bool = True) -> TarFlow:
@@ -99,17 +97,6 @@ def test_flow_refuses_bad_input() -> None:
         Frontier(window=0)
     with pytest.raises(ValueError, match="tol expected"):
         Frontier(tol=-1.0)
-
-
-def shared_noise(model: VAR, batch: int, seed: int) -> Any:
-    """The Gumbel noise of ops.sample_tokens, for the plain loop."""
-
-    def draw(logits: torch.Tensor, scale: int) -> torch.Tensor:
-        count = batch * model.patch_nums[scale] ** 2 * model.V
-        gumbel = -np.log(-np.log(uniform_open(words(count, seed, scale))))
-        return (logits.double() + torch.from_numpy(gumbel).view(logits.shape)).argmax(-1)
-
-    return draw
 
 
 @pytest.mark.parametrize(
