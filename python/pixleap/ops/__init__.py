@@ -5,6 +5,7 @@ from .attention import attention
 from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
+from .gaussian_accept import gaussian_accept
 from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
@@ -21,6 +22,7 @@ from .pairwise_kernel_sum import pairwise_kernel_sum
 from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .sample_tokens import sample_tokens
+from .speculative_accept import speculative_accept
 from .systematic_resample import systematic_resample
 from .trace_sqrt_product import trace_sqrt_product
 
@@ -29,6 +31,7 @@ __all__ = [
     "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
+    "gaussian_accept",
     "hadamard_projection",
     "jacobi_update",
     "kv_append",
@@ -45,6 +48,7 @@ __all__ = [
     "pairwise_topk",
     "random_normal",
     "sample_tokens",
+    "speculative_accept",
     "systematic_resample",
     "trace_sqrt_product",
 ]

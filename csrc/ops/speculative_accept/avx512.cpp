@@ -1,0 +1,1 @@
+#include "ops/speculative_accept/kernel.inl"
