@@ -11,24 +11,47 @@ from pixleap.models import VAR, VQVAE
 from pixleap.reference.philox import uniform_open, words
 
 
-def random_var(shared_aln: bool = False, share_phi: int = 4, l2_norm: bool = True) -> VAR:
-    torch.manual_seed(1)
-    sides = (1, 2, 3, 4)
-    vae = VQVAE(
-        vocab_size=37, z_channels=8, ch=32, ch_mult=(1, 1), in_channels=1, num_res_blocks=1,
-        patch_nums=sides, share_quant_resi=share_phi,
-    )  # fmt: skip
-    model = VAR(
-        vae, num_classes=5, depth=2, embed_dim=48, num_heads=3, shared_aln=shared_aln,
-        attn_l2_norm=l2_norm, patch_nums=sides,
-    )  # fmt: skip
+def liven(model: VAR) -> VAR:
+    """Modulation and head away from their small start, ready for inference."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "ada" in name or "head" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    for m in (vae, model):
+    for m in (model.vae, model):
         m.eval().requires_grad_(False)
     return model
+
+
+def random_var(
+    shared_aln: bool = False,
+    share_phi: int = 4,
+    l2_norm: bool = True,
+    sides: tuple[int, ...] = (1, 2, 3, 4),
+    vocabulary: int = 37,
+    seed: int = 1,
+) -> VAR:
+    torch.manual_seed(seed)
+    vae = VQVAE(
+        vocab_size=vocabulary, z_channels=8, ch=32, ch_mult=(1, 1), in_channels=1,
+        num_res_blocks=1, patch_nums=sides, share_quant_resi=share_phi,
+    )  # fmt: skip
+    return liven(
+        VAR(
+            vae, num_classes=5, depth=2, embed_dim=48, num_heads=3, shared_aln=shared_aln,
+            attn_l2_norm=l2_norm, patch_nums=sides,
+        )
+    )  # fmt: skip
+
+
+def sibling(model: VAR, classes: int = 5, seed: int = 7) -> VAR:
+    """A smaller model over the same tokeniser."""
+    torch.manual_seed(seed)
+    return liven(
+        VAR(
+            model.vae, num_classes=classes, depth=1, embed_dim=32, num_heads=2,
+            patch_nums=model.patch_nums,
+        )
+    )  # fmt: skip
 
 
 def shared_noise(model: VAR, batch: int, seed: int) -> Any:

@@ -2,7 +2,8 @@
 cache (`packed`), the tokens and features (`pyramid`), the draws (`sampling`), and what follows from
 them: plain decoding, teacher forcing and editing (`decoder`)."""
 
-from .decoder import NextScaleDecoder, Progress, next_scale
+from .decoder import NextScaleDecoder, as_decoder, next_scale
+from .loop import Progress, draw_scales
 from .packed import PackedVAR, Passes
 from .pyramid import Codebook, Pyramid
 from .sampling import Sampling
@@ -15,5 +16,7 @@ __all__ = [
     "Progress",
     "Pyramid",
     "Sampling",
+    "as_decoder",
+    "draw_scales",
     "next_scale",
 ]

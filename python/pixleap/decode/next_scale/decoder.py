@@ -8,21 +8,20 @@ drawn without sorting the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .editing import draw_masks
+from .loop import Progress, draw_scales
 from .packed import PackedVAR
 from .pyramid import Codebook, Pyramid
 from .sampling import Sampling
 
 if TYPE_CHECKING:
     from ...models.var import VAR
-
-Progress = Callable[[int, Tensor], None]
 
 
 class NextScaleDecoder:
@@ -42,40 +41,19 @@ class NextScaleDecoder:
         self.packed = PackedVAR(model, weights)
         self.codebook = Codebook(model.vae)
 
-    def _draw_scales(
-        self,
-        labels: Tensor,
-        options: dict[str, Any],
-        given: Sequence[Tensor] | None = None,
-        masks: Sequence[Tensor] | None = None,
-        progress: Progress | None = None,
-    ) -> Pyramid:
-        """Draws all scales, but keeps `given` where `masks` (B, n_k) is False."""
-        packed, scales = self.packed, len(self.packed.patch_nums)
-        sampling = Sampling(**options).check(packed.vocabulary)
-        drawn = [masks is None or bool(masks[scale].any()) for scale in range(scales)]
-        last = max((scale for scale in range(scales) if drawn[scale]), default=-1)
-        passes = packed.start(labels, guided=sampling.guided, scales=last + 1)
-        pyramid = Pyramid(self.codebook, passes.batch)
-        for scale in range(scales):
-            codes = None
-            if drawn[scale]:
-                logits = packed.run(passes, pyramid.maps, scale + 1, logits_from=scale)[0]
-                tokens = sampling.draw(logits, scale, scales)
-                if sampling.more_smooth:
-                    book = self.codebook.weight
-                    codes = sampling.soft_codes(logits, scale, scales, book)
-            if not drawn[scale] and given is not None:
-                tokens = given[scale]
-            elif given is not None and masks is not None:
-                tokens = torch.where(masks[scale], tokens, given[scale])
-                if codes is not None:
-                    kept = self.codebook.weight[tokens]
-                    codes = torch.where(masks[scale][..., None], codes, kept)
-            pyramid.add(tokens, codes)
-            if progress is not None:
-                progress(scale, pyramid.f_hat)
-        return pyramid
+    def check_pair(self, where: str, names: tuple[str, str], other: NextScaleDecoder) -> None:
+        """Two models can work on one image if tokeniser and classes are the same.
+
+        Raises:
+            ValueError: they are not.
+        """
+        self.codebook.check_same(where, names, other.codebook)
+        mine, theirs = self.packed.num_classes, other.packed.num_classes
+        if mine != theirs:
+            raise ValueError(
+                f"{where}: argument '{names[1]}' expected {mine} classes as '{names[0]}' has, got "
+                f"{theirs}"
+            )
 
     @torch.no_grad()
     def tokens(
@@ -95,7 +73,11 @@ class NextScaleDecoder:
         Raises:
             ValueError: labels or options that do not fit.
         """
-        pyramid = self._draw_scales(labels, options, progress=progress)
+        packed, scales = self.packed, len(self.packed.patch_nums)
+        sampling = Sampling(**options).check(packed.vocabulary)
+        passes = packed.start(labels, guided=sampling.guided)
+        pyramid = Pyramid(self.codebook, passes.batch)
+        draw_scales(packed, passes, pyramid, sampling, scales, progress)
         return pyramid.tokens, pyramid.f_hat
 
     @torch.no_grad()
@@ -138,7 +120,13 @@ class NextScaleDecoder:
                 f"edit: argument 'labels' expected shape ({batch},) as the tokens have, got "
                 f"{tuple(labels.shape)}"
             )
-        pyramid = self._draw_scales(labels, options, tokens, masks, progress)
+        sampling = Sampling(**options).check(self.packed.vocabulary)
+        last = max((scale for scale, m in enumerate(masks) if bool(m.any())), default=-1)
+        passes = self.packed.start(labels, guided=sampling.guided, scales=last + 1)
+        pyramid = Pyramid(self.codebook, batch)
+        for scale in range(len(sides)):
+            keep = (tokens[scale], masks[scale])
+            draw_scales(self.packed, passes, pyramid, sampling, scale + 1, progress, keep)
         return pyramid.tokens, pyramid.f_hat
 
     @torch.no_grad()
@@ -189,6 +177,11 @@ class NextScaleDecoder:
     def __call__(self, labels: Tensor, **options: Any) -> Tensor:
         """Images (B, channels, height, width) in [0, 1]; options as in `tokens`."""
         return self.images(self.tokens(labels, **options)[1])
+
+
+def as_decoder(model: VAR | NextScaleDecoder, weights: str = "float32") -> NextScaleDecoder:
+    """Packs a model; a decoder stays as it is."""
+    return model if isinstance(model, NextScaleDecoder) else NextScaleDecoder(model, weights)
 
 
 def next_scale(model: VAR, labels: Tensor, **options: Any) -> Tensor:

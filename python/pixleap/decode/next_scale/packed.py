@@ -130,6 +130,26 @@ class PackedVAR:
         self.positions = float_tensor(positions[0])
         self.scratch = Scratch(self.positions)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights and of what is used unpacked (embeddings, modulation)."""
+        packed = [self.head, self.word_embed]
+        for block in self.blocks:
+            packed += [block.qkv, block.proj, block.fc1, block.fc2]
+        module: Any = self.module
+        used = [module.class_emb, module.head_nm.ada_lin, module.shared_ada_lin]
+        used += [b.ada_lin for b in module.blocks if not b.shared_aln]
+        loose = [p for part in used for p in part.parameters()]
+        loose += [self.positions, *(linear.packed for linear in packed)]
+        return sum(t.numel() * t.element_size() for t in loose)
+
+    def cache_bytes(self, batch: int, scales: int, guided: bool = True) -> int:
+        """Bytes of the keys and values of `scales` scales of `batch` images."""
+        rows = batch * (2 if guided else 1)
+        return sum(
+            2 * rows * block.heads * block.head_dim * self.ends[scales] * 4 for block in self.blocks
+        )
+
     def modulation(self, condition: Tensor) -> tuple[list[list[Tensor]], list[Tensor]]:
         """Six vectors (B, C) per block, and the head's scale and shift: once per image."""
         module = self.module

@@ -30,6 +30,33 @@ class Codebook:
         self.weight = float_tensor(vae.quantize.embedding.weight)
         self.phis = [_phi(vae, scale) for scale in range(len(vae.patch_nums))]
 
+    def check_same(self, where: str, names: tuple[str, str], other: Codebook) -> None:
+        """Two models can share tokens and features only if their tokenisers agree.
+
+        Raises:
+            ValueError: other patch_nums, codes or convolutions.
+        """
+        one, two = names
+        if self.patch_nums != other.patch_nums:
+            raise ValueError(
+                f"{where}: argument '{two}' expected patch_nums {self.patch_nums} as '{one}' has, "
+                f"got {other.patch_nums}"
+            )
+        if self.weight.shape != other.weight.shape:
+            raise ValueError(
+                f"{where}: argument '{two}' expected a codebook of shape "
+                f"{tuple(self.weight.shape)} as '{one}' has, got {tuple(other.weight.shape)}"
+            )
+        same = torch.equal(self.weight, other.weight) and all(
+            a[2] == b[2] and torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+            for a, b in zip(self.phis, other.phis, strict=True)
+        )
+        if not same:
+            raise ValueError(
+                f"{where}: argument '{two}' expected the tokeniser of '{one}', got one with other "
+                "codes or convolutions"
+            )
+
     def check_tokens(self, where: str, tokens: Any) -> None:
         """Tokens are one integer tensor (B, n_k) per scale with values below V.
 
