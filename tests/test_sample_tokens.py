@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pixleap as px
+from pixleap.reference.sample_tokens import row_gumbel
 
 V = 12
 ROWS = 400  # draws per call; each call has its own offset
@@ -62,6 +63,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"top_k": 9, "top_p": 0.7, "temperature": 1.3},
     {"guidance_scale": 2.5},
     {"guidance_scale": 1.5, "top_k": 8, "top_p": 0.9},
+    {"noise_dtype": "float64", "temperature": 0.6},
+    {"noise_dtype": "float64", "top_p": 0.8},
 ]
 
 
@@ -145,6 +148,16 @@ def test_a_sample_alone_equals_the_same_one_in_a_batch(kwargs: dict[str, Any]) -
     assert (other != whole).any()
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"top_k": 3}, {"noise_dtype": "float64"}])
+def test_a_window_equals_the_same_positions_of_the_whole(kwargs: dict[str, Any]) -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 8, 131)).astype(np.float32)
+    whole = px.ops.sample_tokens(logits, seed=4, first_sample=2, **kwargs)
+    for start, end in ((0, 3), (3, 4), (2, 8)):
+        key = {"seed": 4, "first_sample": 2, "first_position": start, "length": 8}
+        part = px.ops.sample_tokens(logits[:, start:end], **key, **kwargs)
+        np.testing.assert_array_equal(part, whole[:, start:end])
+
+
 @pytest.mark.parametrize("isa", px.available_isas())
 @pytest.mark.parametrize("kwargs", [{}, {"top_k": 4}])
 def test_stream_position_beyond_32_bits(kwargs: dict[str, Any], isa: str) -> None:
@@ -164,6 +177,83 @@ def test_stream_position_beyond_32_bits(kwargs: dict[str, Any], isa: str) -> Non
         px.set_isa(before)
 
 
+FILTERS: list[dict[str, Any]] = [{}, {"top_k": 40}, {"top_k": 3}, {"top_k": 60, "top_p": 0.9}]
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+@pytest.mark.parametrize("noise_dtype", ["float32", "float64"])
+def test_outputs_belong_together(filters: dict[str, Any], noise_dtype: str, isa: str) -> None:
+    """Asking for more changes no token; all outputs speak of one distribution."""
+    px.set_isa(isa)
+    logits = np.random.default_rng(1).standard_normal((4, 9, 131)).astype(np.float32)
+    key = {"seed": 3, "first_sample": 5, "noise_dtype": noise_dtype, "temperature": 0.8, **filters}
+    tokens = px.ops.sample_tokens(logits, **key)
+    drawn, log_prob, probabilities = px.ops.sample_tokens(
+        logits, return_log_prob=True, return_probabilities=True, **key
+    )
+    np.testing.assert_array_equal(drawn, tokens)
+    only = {k: v for k, v in key.items() if k in ("temperature", "top_k", "top_p")}
+    np.testing.assert_array_equal(px.ops.token_probabilities(logits, **only), probabilities)
+    scored = px.ops.token_probabilities(logits, tokens=tokens, log=True, **only)
+    np.testing.assert_array_equal(scored, log_prob)
+    at = np.take_along_axis(probabilities, tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(np.exp(log_prob), at, rtol=1e-6)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    left = (probabilities > 0).sum(-1)
+    if "top_k" in filters:
+        assert (left <= filters["top_k"]).all()
+    else:
+        assert (left == 131).all()
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_largest_gumbel_softmax_weight_is_the_draw(filters: dict[str, Any], isa: str) -> None:
+    px.set_isa(isa)
+    rng = np.random.default_rng(2)
+    logits, uncond = rng.standard_normal((2, 20, 30, 131)).astype(np.float32)
+    key = {"uncond": uncond, "guidance_scale": 1.5, "seed": 8, "first_sample": 2, **filters}
+    tokens = px.ops.sample_tokens(logits, **key)
+    for temperature in (0.005, 0.27, 3.0):
+        weights = px.ops.gumbel_softmax(logits, temperature=temperature, **key)
+        np.testing.assert_array_equal(weights.argmax(-1), tokens)
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+def test_float64_noise_separates_what_float32_noise_ties(isa: str) -> None:
+    """2^20 equal logits: a largest uniform of 23 bits is sometimes met twice, and then the lower
+    index wins; these seeds show it. The bits below decide in float64, as the reference says."""
+    px.set_isa(isa)
+    logits = np.zeros((1, 2, 2**20), np.float32)
+    for seed in (12, 24, 29, 58):
+        key = {"seed": seed, "first_sample": 3}
+        tied = px.ops.sample_tokens(logits, **key)[0]
+        token = px.ops.sample_tokens(logits, noise_dtype="float64", **key)[0]
+        row = int(np.flatnonzero(tied != token)[0])
+        single, double = (row_gumbel(6 + row, 2**20, seed, 0, d) for d in ("float32", "float64"))
+        assert single[token[row]] == single[tied[row]] == single.max()
+        assert double.argmax() == token[row]
+
+
+def test_bad_options() -> None:
+    logits = np.zeros((1, 2, 8), np.float32)
+    with pytest.raises(ValueError, match="'noise_dtype' expected 'float32' or 'float64', got bf16"):
+        px.ops.sample_tokens(logits, noise_dtype="bf16")
+    with pytest.raises(ValueError, match="argument 'out' expected 2 arrays, got 1"):
+        px.ops.sample_tokens(logits, return_log_prob=True, out=np.zeros((1, 2), np.int64))
+    for temperature in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="gumbel_softmax: argument 'temperature'"):
+            px.ops.gumbel_softmax(logits, temperature=temperature)
+    for logit_scale in (-1.0, np.inf):
+        with pytest.raises(ValueError, match="gumbel_softmax: argument 'logit_scale'"):
+            px.ops.gumbel_softmax(logits, logit_scale=logit_scale)
+    for token in (-1, 8):
+        with pytest.raises(ValueError, match=rf"'tokens' expected values from 0 to 7, got {token}"):
+            px.ops.token_probabilities(logits, tokens=np.array([[3, token]]))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -179,6 +269,9 @@ def test_stream_position_beyond_32_bits(kwargs: dict[str, Any], isa: str) -> Non
         ("guidance_scale", float("nan")),
         ("guidance_scale", float("inf")),
         ("first_sample", -1),
+        ("first_position", -1),
+        ("length", 1),
+        ("length", -1),
     ],
 )
 def test_bad_numbers(name: str, value: float) -> None:

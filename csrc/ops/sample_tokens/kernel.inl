@@ -1,21 +1,19 @@
-#include <cfloat>
+#include <math.h>  // ::log: an overload of std could leave a weak symbol
+
 #include <cstdlib>
 #include <new>
 
 #include "core/parallel.h"
+#include "core/philox.h"
 #include "ops/sample_tokens/sample_tokens.h"
-#include "simd/compress.h"
+#include "ops/sample_tokens/threshold.inl"
 #include "simd/math.h"
 #include "simd/philox.h"
-#include "simd/vec.h"
 
 namespace pixleap {
 namespace {
 
 constexpr int64_t kTaskElements = 1 << 15;
-constexpr int64_t kPad = 2 * VW;  // NaN after the last value: every comparison with it is false
-constexpr int64_t kSortBelow = 32;
-const float kInf = __builtin_inff();
 
 // Scratch of one task; every array holds one row and padding.
 struct Scratch {
@@ -36,15 +34,6 @@ struct Scratch {
   }
   // Not a destructor: unwinding would need a weak symbol, and nothing between the two throws.
   void release() const { std::free(memory); }
-};
-
-PIXLEAP_INLINE void pad(float* x, int64_t n) {
-  for (int64_t i = 0; i < kPad; ++i) x[n + i] = __builtin_nanf("");
-}
-
-struct Range {
-  float low, high;     // of the values above -inf
-  int64_t impossible;  // values that are -inf (or NaN)
 };
 
 // The guided logits of a row, NaN as -inf.
@@ -83,140 +72,6 @@ int64_t first_equal(const float* x, int64_t n, float value) {
   for (int64_t i = 0; i < n; ++i)
     if (x[i] == value) return i;
   return 0;
-}
-
-// Weight of the values in (low, high]; the weight of a value is w, or 1 without Weighted. For a
-// fixed `low` it never falls when `high` rises, because rounded sums of a fixed order are monotone.
-template <bool Weighted>
-double weight_within(const float* x, const float* w, int64_t n, float low, float high) {
-  const vf above = splat(low), upto = splat(high);
-  double total = 0;
-  constexpr int64_t kBlock = 64 * VW;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = begin + kBlock < n ? begin + kBlock : n;
-    vf sum0{}, sum1{};
-    vi count0{}, count1{};
-    for (int64_t i = begin; i < end; i += 2 * VW) {
-      const vf a = load(x + i), b = load(x + i + VW);
-      const vi in_a = (a > above) & (a <= upto), in_b = (b > above) & (b <= upto);
-      if constexpr (Weighted) {
-        sum0 += bit_cast_to<vf>(in_a & bit_cast_to<vi>(load(w + i)));
-        sum1 += bit_cast_to<vf>(in_b & bit_cast_to<vi>(load(w + i + VW)));
-      } else {
-        count0 -= in_a;
-        count1 -= in_b;
-      }
-    }
-    if constexpr (Weighted)
-      total += static_cast<double>(reduce_add(sum0 + sum1));
-    else
-      total += static_cast<double>(reduce_add(__builtin_convertvector(count0 + count1, vf)));
-  }
-  return total;
-}
-
-// Order-preserving integer image of a float, and back.
-PIXLEAP_INLINE int64_t order_of(float x) {
-  const auto bits = bit_cast_to<int32_t>(x);
-  return bits < 0 ? INT32_MIN - static_cast<int64_t>(bits) : bits;
-}
-PIXLEAP_INLINE float float_of(int64_t order) {
-  return bit_cast_to<float>(static_cast<int32_t>(order < 0 ? INT32_MIN - order : order));
-}
-
-// A value in [low, high). Halves the interval of values, later of representable numbers, so that
-// the number of rounds is bounded for any distribution.
-PIXLEAP_INLINE float pivot_of(float low, float high, int round) {
-  float pivot = round < 24 ? 0.5f * low + 0.5f * high
-                           : float_of(order_of(low) + (order_of(high) - order_of(low)) / 2);
-  return pivot >= low && pivot < high ? pivot : low;
-}
-
-struct Threshold {
-  float value;   // the least value with (weight of all values <= value) > limit
-  double below;  // weight of the values < value
-};
-
-// Selection by bisection: each round counts what lies below three pivots, then keeps only the
-// candidates between the nearest two.
-template <bool Weighted>
-Threshold find_threshold(const float* x, const float* w, int64_t n, Range range, double below,
-                         double limit, float* cx, float* cw) {
-  float low = -kInf, smallest = range.low, largest = range.high;
-  for (int round = 0; smallest < largest && n > kSortBelow;) {
-    float first = smallest, last = largest;  // the answer is in (low, last]
-    for (int i = 0; i < 3 && first < last; ++i, ++round) {
-      const float pivot = pivot_of(first, last, round);
-      const double upto = below + weight_within<Weighted>(x, w, n, low, pivot);
-      if (upto > limit) {
-        last = pivot;
-      } else {
-        below = upto;
-        low = first = pivot;
-      }
-    }
-    int64_t kept = 0;
-    vf least = splat(kInf), greatest = splat(-kInf);
-    const vf above = splat(low), upto = splat(last);
-    for (int64_t i = 0; i < n; i += VW) {
-      const vf v = load(x + i);
-      const vi inside = (v > above) & (v <= upto);
-      least = vmin(least, select(inside, v, least));
-      greatest = vmax(greatest, select(inside, v, greatest));
-      const uint32_t bits = lane_bits(inside);
-      compress(v, bits, cx + kept);  // never beyond what was read: x may be cx
-      if constexpr (Weighted) compress(load(w + i), bits, cw + kept);
-      kept += __builtin_popcount(bits);
-    }
-    n = kept, smallest = -reduce_max(-least), largest = reduce_max(greatest);
-    pad(cx, n);
-    x = cx, w = cw;
-  }
-  if (!(smallest < largest)) return {largest, below};
-  // Few candidates: sort them (insertion), then walk upwards over groups of equal values.
-  float sx[kSortBelow], sw[kSortBelow];
-  int64_t m = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (!(x[i] > low && x[i] <= largest)) continue;
-    int64_t j = m++;
-    for (; j > 0 && sx[j - 1] > x[i]; --j) sx[j] = sx[j - 1], sw[j] = sw[j - 1];
-    sx[j] = x[i], sw[j] = Weighted ? w[i] : 1.f;
-  }
-  for (int64_t i = 0; i < m;) {
-    double upto = below;
-    int64_t j = i;
-    for (; j < m && sx[j] == sx[i]; ++j) upto += static_cast<double>(sw[j]);
-    if (upto > limit || j == m) return {sx[i], below};
-    below = upto;
-    i = j;
-  }
-  return {largest, below};
-}
-
-// Moves the values that are >= value to the front, except the first `skip` of those equal to it.
-template <bool HasIds>
-int64_t keep_from(float* x, int32_t* ids, int64_t n, float value, int64_t skip) {
-  int64_t kept = 0, i = 0;
-  for (; skip > 0 && i < n; ++i) {
-    const float v = x[i];
-    const bool tie = v == value;
-    x[kept] = v;
-    ids[kept] = HasIds ? ids[i] : static_cast<int32_t>(i);
-    kept += v > value;
-    skip -= tie;
-  }
-  vi id;
-  for (int lane = 0; lane < VW; ++lane) id[lane] = static_cast<int32_t>(i) + lane;
-  for (; i < n; i += VW, id += VW) {
-    const vf v = load(x + i);
-    const uint32_t bits = lane_bits(v >= splat(value));
-    if constexpr (HasIds) std::memcpy(&id, ids + i, sizeof id);
-    compress(v, bits, x + kept);
-    compress(bit_cast_to<vf>(id), bits, reinterpret_cast<float*>(ids) + kept);
-    kept += __builtin_popcount(bits);
-  }
-  pad(x, kept);
-  return kept;
 }
 
 // Random words of the elements first + ids[i].
@@ -262,13 +117,54 @@ int64_t draw(const float* x, int64_t n, const uint32_t* words, float top, float 
   return position;
 }
 
+// The same in float64. The word above bounds u from either side: 1 - u is at least the upper 24
+// bits of its complement, so that the word below and the logarithms are made for the few candidates
+// only. Element i is first + ids[i], or first + i without ids.
+int64_t draw_double(const SampleTokensParams& p, uint64_t first, const int32_t* ids, const float* x,
+                    int64_t n, const uint32_t* words, float top) {
+  constexpr float kSlack = 1e-3f, kLog2e = 1.44269504f;
+  const double inverse = static_cast<double>(p.inverse_temperature);
+  double best = -static_cast<double>(kInf);
+  int64_t position = 0;
+  vf shift = splat(kInf);  // slack - best
+  for (int64_t i = 0; i < n; i += VW) {
+    vu word;
+    std::memcpy(&word, words + i, sizeof word);
+    const vf rest = __builtin_convertvector(bit_cast_to<vi>(~word >> 8), vf) * 0x1p-24f;
+    const vf logit = (load(x + i) - top) * p.inverse_temperature;
+    const vf t = vmin(vmax((logit + shift) * kLog2e, splat(-126.f)), splat(1.f));
+    const vf bound = bit_cast_to<vf>(__builtin_convertvector((t + 127.f) * 0x1p23f, vi));
+    uint32_t bits = lane_bits((rest <= bound) & (logit == logit));  // the padding is NaN
+    if (!bits) continue;
+    for (; bits; bits &= bits - 1) {
+      const int64_t at = i + __builtin_ctz(bits);
+      const uint64_t element = first + static_cast<uint64_t>(ids ? ids[at] : at);
+      const Philox4 low = philox4x32_10(p.seed, element / 4 + kLowWordGroups, p.offset);
+      const double u = uniform_open_double(words[at], low.v[element % 4]);
+      const double score =
+          (static_cast<double>(x[at]) - static_cast<double>(top)) * inverse - log(-log(u));
+      if (score > best) best = score, position = at;
+    }
+    shift = splat(kSlack - static_cast<float>(best));
+  }
+  return position;
+}
+
+// What the filters leave of a row: scratch x[0, n), with its tokens in ids if has_ids.
+struct Kept {
+  int64_t n;
+  bool has_ids;
+  float top;     // largest value
+  int64_t only;  // the token that has all the probability, else -1
+};
+
 template <class T>
-int64_t sample_row(const SampleTokensParams& p, const T* cond, const T* uncond, uint64_t row,
-                   const Scratch& s) {
+Kept filter_row(const SampleTokensParams& p, const T* cond, const T* uncond, const Scratch& s) {
   int64_t n = p.vocabulary;
   Range range = load_row(p, cond, uncond, s.x);
-  if (range.high == -kInf) return 0;
-  if (p.greedy || range.high == kInf) return first_equal(s.x, n, range.high);
+  if (range.high == -kInf) return {n, false, range.high, 0};
+  if (p.greedy || range.high == kInf)
+    return {n, false, range.high, first_equal(s.x, n, range.high)};
   bool has_ids = false;
   if (p.top_k > 0 && p.top_k < n - range.impossible) {
     const auto impossible = static_cast<double>(range.impossible);
@@ -300,21 +196,137 @@ int64_t sample_row(const SampleTokensParams& p, const T* cond, const T* uncond, 
                 : keep_from<false>(s.x, s.ids, n, nucleus.value, skip);
     has_ids = true;
   }
-  if (n == 1) return has_ids ? s.ids[0] : 0;
-  const uint64_t first = row * static_cast<uint64_t>(p.vocabulary);
+  return {n, has_ids, range.high, n > 1 ? -1 : has_ids ? s.ids[0] : 0};
+}
+
+// One random word per kept token, in the order of x.
+const uint32_t* kept_words(const SampleTokensParams& p, uint64_t first, const Kept& k,
+                           const Scratch& s) {
   const uint32_t* words = s.kept_words;
-  if (!has_ids || 4 * n > p.vocabulary) {  // one group has the words of four neighbours
+  if (!k.has_ids || 4 * k.n > p.vocabulary) {  // one group has the words of four neighbours
     philox_words(p.seed, p.offset, first, p.vocabulary, s.words);
     words = s.words + first % 4;
-    if (has_ids) {
-      for (int64_t i = 0; i < n; ++i) s.kept_words[i] = words[s.ids[i]];
+    if (k.has_ids) {
+      for (int64_t i = 0; i < k.n; ++i) s.kept_words[i] = words[s.ids[i]];
       words = s.kept_words;
     }
   } else {
-    sparse_words(p, first, s.ids, n, s.kept_words);
+    sparse_words(p, first, s.ids, k.n, s.kept_words);
   }
-  const int64_t position = draw(s.x, n, words, range.high, p.inverse_temperature);
-  return has_ids ? s.ids[position] : position;
+  return words;
+}
+
+// Scratch w = exp((x - top) / T) of the kept; returns their sum.
+double weigh(const SampleTokensParams& p, const Kept& k, const Scratch& s) {
+  const vf top = splat(k.top), inverse = splat(p.inverse_temperature);
+  for (int64_t i = 0; i < k.n; i += VW) store(s.w + i, vexp((load(s.x + i) - top) * inverse));
+  return weight_within<true>(s.x, s.w, k.n, -kInf, k.top);
+}
+
+// Scratch w = exp((y - max y) / tau), y = logit_scale (x - top) + gumbel; returns their sum.
+double weigh_gumbel(const SampleTokensParams& p, const Kept& k, const uint32_t* words,
+                    const Scratch& s) {
+  const vf scale = splat(p.logit_scale), inverse = splat(p.inverse_softmax_temperature);
+  vf most = splat(-kInf);
+  for (int64_t i = 0; i < k.n; i += VW) {
+    vu word;
+    std::memcpy(&word, words + i, sizeof word);
+    const vf logit = (load(s.x + i) - k.top) * scale;
+    const vf y = logit - vlog(-vlog(uniform_open_vector(word)));
+    store(s.w + i, y);
+    most = vmax(most, select(y == y, y, most));
+  }
+  const vf highest = splat(reduce_max(most));
+  for (int64_t i = 0; i < k.n; i += VW) store(s.w + i, vexp((load(s.w + i) - highest) * inverse));
+  return weight_within<true>(s.x, s.w, k.n, -kInf, k.top);
+}
+
+PIXLEAP_INLINE void fill(float* out, int64_t n, float value) {
+  for_each_vector(n, [&](int64_t i, int64_t lanes) { store_upto(out + i, splat(value), lanes); });
+}
+
+// The whole row from the weights of the kept, or from their logarithms.
+void write_all(const SampleTokensParams& p, const Kept& k, double total, float* out,
+               const Scratch& s) {
+  const bool log_all = p.log_all;
+  const float none = log_all ? -kInf : 0.f;
+  if (k.only >= 0) {
+    fill(out, p.vocabulary, none);
+    out[k.only] = log_all ? 0.f : 1.f;
+    return;
+  }
+  const vf factor = splat(static_cast<float>(1 / total)), top = splat(k.top);
+  const vf shift = splat(static_cast<float>(log(total))), inverse = splat(p.inverse_temperature);
+  float* to = k.has_ids ? s.w : out;
+  for_each_vector(k.n, [&](int64_t i, int64_t lanes) {
+    const vf v = log_all ? (load(s.x + i) - top) * inverse - shift : load(s.w + i) * factor;
+    k.has_ids ? store(to + i, v) : store_upto(to + i, v, lanes);
+  });
+  if (!k.has_ids) return;
+  fill(out, p.vocabulary, none);
+  for (int64_t i = 0; i < k.n; ++i) out[s.ids[i]] = s.w[i];
+}
+
+// Position of a token among the kept, -1 if it is none of them. The ids ascend.
+int64_t position_of(const Kept& k, const int32_t* ids, int64_t token) {
+  if (!k.has_ids) return token;
+  int64_t low = 0, high = k.n;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    ids[middle] < token ? low = middle + 1 : high = middle;
+  }
+  return low < k.n && ids[low] == token ? low : -1;
+}
+
+float chosen_value(const SampleTokensParams& p, const Kept& k, int64_t token, int64_t position,
+                   double total, const Scratch& s) {
+  float logit = -kInf;
+  if (k.only >= 0)
+    logit = token == k.only ? 0.f : -kInf;
+  else if (position >= 0)
+    logit = (s.x[position] - k.top) * p.inverse_temperature - static_cast<float>(log(total));
+  if (p.log_chosen) return logit;
+  return vexp(splat(logit))[0];
+}
+
+// All outputs of a row but the plain draw's.
+struct RowOutputs {
+  const int64_t* given;
+  float *chosen, *all;
+};
+
+template <class T>
+int64_t sample_row(const SampleTokensParams& p, const T* cond, const T* uncond, uint64_t row,
+                   const RowOutputs& out, const Scratch& s) {
+  const Kept k = filter_row(p, cond, uncond, s);
+  const uint64_t first = row * static_cast<uint64_t>(p.vocabulary);
+  const int32_t* ids = k.has_ids ? s.ids : nullptr;
+  int64_t token = k.only, position = -1;
+  double total = 1;
+  if (token < 0 && (p.tokens || p.gumbel_softmax)) {
+    const uint32_t* words = kept_words(p, first, k, s);
+    if (p.gumbel_softmax) {
+      total = weigh_gumbel(p, k, words, s);
+    } else {
+      position = p.double_noise ? draw_double(p, first, ids, s.x, k.n, words, k.top)
+                                : draw(s.x, k.n, words, k.top, p.inverse_temperature);
+      token = ids ? ids[position] : position;
+    }
+  }
+  if (!out.chosen && !out.all) return token;
+  if (k.only < 0 && !p.gumbel_softmax) total = weigh(p, k, s);
+  if (out.given) {
+    token = *out.given;
+    position = position_of(k, s.ids, token);
+  }
+  if (out.chosen) *out.chosen = chosen_value(p, k, token, position, total, s);
+  if (out.all) write_all(p, k, total, out.all, s);
+  return token;
+}
+
+template <class P>
+PIXLEAP_INLINE P* at(P* data, const int64_t* strides, int64_t b, int64_t l) {
+  return data ? data + b * strides[0] + l * strides[1] : nullptr;
 }
 
 template <class T>
@@ -324,15 +336,14 @@ void sample_rows(const SampleTokensParams& p) {
     const Scratch scratch(p.vocabulary);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / p.length, l = row % p.length;
-      const T* cond =
-          static_cast<const T*>(p.logits) + b * p.logits_strides[0] + l * p.logits_strides[1];
-      const T* uncond = p.uncond ? static_cast<const T*>(p.uncond) + b * p.uncond_strides[0] +
-                                       l * p.uncond_strides[1]
-                                 : nullptr;
-      const uint64_t index =
-          p.first_sample * static_cast<uint64_t>(p.length) + static_cast<uint64_t>(row);
-      p.tokens[b * p.tokens_strides[0] + l * p.tokens_strides[1]] =
-          sample_row(p, cond, uncond, index, scratch);
+      const T* cond = at(static_cast<const T*>(p.logits), p.logits_strides, b, l);
+      const T* uncond = at(static_cast<const T*>(p.uncond), p.uncond_strides, b, l);
+      const RowOutputs out{at(p.given, p.given_strides, b, l), at(p.chosen, p.chosen_strides, b, l),
+                           at(p.all, p.all_strides, b, l)};
+      const uint64_t index = (p.first_sample + static_cast<uint64_t>(b)) * p.positions +
+                             p.first_position + static_cast<uint64_t>(l);
+      const int64_t token = sample_row(p, cond, uncond, index, out, scratch);
+      if (p.tokens) *at(p.tokens, p.tokens_strides, b, l) = token;
     }
     scratch.release();
   });

@@ -1,26 +1,47 @@
-"""Sampling loops on the native ops: next-scale (VAR), Gauss-Seidel-Jacobi (TarFlow), diffusion."""
+"""Sampling loops on the native ops: next-scale (VAR), Gauss-Seidel-Jacobi (TarFlow), diffusion,
+masked diffusion over tokens, raster-scan autoregression."""
 
 from .collaborative import CollaborativeDecoder, collaborative
 from .diffusion import diffusion, noise_schedule
 from .draft_plan import DraftPlan
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
+from .masked_diffusion import (
+    Ancestral,
+    FirstHitting,
+    MaskedDiffusionResult,
+    MaskGIT,
+    masked_diffusion,
+)
 from .next_scale import NextScaleDecoder, next_scale
+from .raster import Jacobi, RasterModel, RasterResult, Speculative, raster
 from .speculative import SpeculativeDecoder, SpeculativeResult, speculative
+from .token_draws import TokenSampling
 
 __all__ = [
+    "Ancestral",
     "CollaborativeDecoder",
     "DraftPlan",
+    "FirstHitting",
     "FlowDecoder",
     "FlowResult",
     "Frontier",
+    "Jacobi",
+    "MaskGIT",
+    "MaskedDiffusionResult",
     "NextScaleDecoder",
+    "RasterModel",
+    "RasterResult",
     "Sequential",
+    "Speculative",
     "SpeculativeDecoder",
     "SpeculativeResult",
+    "TokenSampling",
     "collaborative",
     "diffusion",
     "gs_jacobi",
+    "masked_diffusion",
     "next_scale",
     "noise_schedule",
+    "raster",
     "speculative",
 ]

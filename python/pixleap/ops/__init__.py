@@ -6,6 +6,7 @@ from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
 from .gaussian_accept import gaussian_accept
+from .gumbel_softmax import gumbel_softmax
 from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
@@ -24,6 +25,7 @@ from .random_normal import random_normal
 from .sample_tokens import sample_tokens
 from .speculative_accept import speculative_accept
 from .systematic_resample import systematic_resample
+from .token_probabilities import token_probabilities
 from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "feature_covariance",
     "feature_moments",
     "gaussian_accept",
+    "gumbel_softmax",
     "hadamard_projection",
     "jacobi_update",
     "kv_append",
@@ -50,5 +53,6 @@ __all__ = [
     "sample_tokens",
     "speculative_accept",
     "systematic_resample",
+    "token_probabilities",
     "trace_sqrt_product",
 ]
