@@ -98,7 +98,7 @@ def test_law_is_exact(vocabulary: int, quality: str, mode: str) -> None:
     accepted = drafted = 0
     labels = torch.ones(BATCH, dtype=torch.int64)
     for first in range(0, DRAWS, BATCH):
-        result = decoder.tokens(labels, seed=5, first_sample=first)
+        result = decoder.tokens(labels, seed=1, first_sample=first)
         counts += tally(result.tokens, vocabulary)
         accepted, drafted = accepted + result.accepted[0], drafted + result.drafted[0]
     assert p_value(counts, law) > 0.01
@@ -150,7 +150,7 @@ def test_law_of_samples_that_wait_for_each_other(mode: str) -> None:
         result = decoder.tokens(labels, cfg=1.0, seed=1, first_sample=first)
         weights = 2 ** torch.arange(5, -1, -1)
         counts += np.bincount((torch.cat(result.tokens, 1) * weights).sum(1), minlength=64)
-    assert 0 < result.accepted[1] < result.drafted[1] < BATCH
+    assert 0 < result.accepted[1] < result.drafted[1] and result.target_passes > 1
     assert p_value(counts, expected.numpy()) > 0.01
 
 
@@ -170,11 +170,11 @@ def test_coupled_tokens_are_those_of_plain_decoding() -> None:
         assert all(torch.equal(a, b) for a, b in zip(result.tokens, plain, strict=True))
         assert torch.equal(result.f_hat, features) and seen == [0, 1, 2, 3, 4]
     passes = 0
-    for i in range(30):
+    for i in range(20):
         result = decoder.tokens(labels[i : i + 1], seed=1, first_sample=i, **OPTIONS)
         assert all(torch.equal(a[0], b[i]) for a, b in zip(result.tokens, plain, strict=True))
         passes += result.target_passes
-    assert passes < 4 * 30  # of 5 * 30
+    assert passes < 4 * 20  # of 5 * 20
 
 
 @pytest.mark.parametrize("drafted", [1, 2, 9])
@@ -209,15 +209,15 @@ def test_batches_of_a_random_model(rule: str, drafted: int) -> None:
 
 def test_rejection_accepts_more_scales_jointly() -> None:
     target, draft = NextScaleDecoder(load_var()), NextScaleDecoder(load_var_draft())
-    labels = torch.arange(30) % 10
+    labels = torch.arange(16) % 10
     passes = {}
     for mode in ("token", "joint"):
         decoder = SpeculativeDecoder(target, draft, mode=mode, drafted=4)
         passes[mode] = sum(
             decoder.tokens(labels[i : i + 1], seed=2, first_sample=i, **OPTIONS).target_passes
-            for i in range(30)
+            for i in range(16)
         )
-    assert passes["joint"] < passes["token"] < 4 * 30
+    assert passes["joint"] < passes["token"] < 4 * 16
 
 
 def test_greedy_decoding_is_the_targets() -> None:

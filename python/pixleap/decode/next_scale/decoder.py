@@ -62,10 +62,10 @@ class NextScaleDecoder:
         """Draws all scales.
 
         labels: (B,) int64; negative or num_classes means no label. Options are those of `Sampling`:
-        cfg=1.5, temperature=1, top_k=0, top_p=1, seed=0, first_sample=0, more_smooth=False. Draws
-        of sample b at scale k depend on (seed, k, first_sample + b) only, not on the batch. top_p 1
-        and top_k 0 filter nothing. progress is called after each scale with its index and the
-        features so far.
+        cfg=1.5, temperature=1, top_k=0, top_p=1, seed=0, first_sample=0, noise_dtype="float32",
+        more_smooth=False. Draws of sample b at scale k depend on (seed, k, first_sample + b) only,
+        not on the batch. top_p 1 and top_k 0 filter nothing. progress is called after each scale
+        with its index and the features so far.
 
         Returns:
             Tokens (B, n_k) int64 of every scale, and the features (B, Cv, h, w) for the decoder.
@@ -156,12 +156,8 @@ class NextScaleDecoder:
         pyramid = Pyramid(self.codebook, passes.batch)
         for t in tokens[:-1]:
             pyramid.add(t)
-        out = []
-        for scale, logits in enumerate(self.packed.run(passes, pyramid.maps, scales)):
-            x = sampling.filtered(logits, scale, scales)
-            picked = x.gather(-1, tokens[scale][..., None]).squeeze(-1)
-            out.append(picked - x.logsumexp(-1))
-        return out
+        logits = self.packed.run(passes, pyramid.maps, scales)
+        return [sampling.probabilities(logits[k], k, scales, tokens[k]) for k in range(scales)]
 
     def likelihood(self, tokens: Sequence[Tensor], labels: Tensor, **options: Any) -> Tensor:
         """(B,) float64: natural logarithm of the probability of all tokens of an image; see

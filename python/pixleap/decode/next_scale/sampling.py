@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ... import ops
-from ...models.token_sampling import filter_top_k_top_p_
+
+NOISES = ("float32", "float64")
+SOFT_STREAM = 1 << 20  # offsets of the noise of soft tokens, apart from the draws'
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Sampling:
     temperature: divides the logits; 0 takes the largest.
     top_k, top_p: filters of `ops.sample_tokens`; 0 and 1 filter nothing.
     seed, first_sample: the draws of sample b at scale k depend on (seed, k, first_sample + b).
+    noise_dtype: of the draw's noise; see `ops.sample_tokens`.
     more_smooth: features from a Gumbel softmax over the codes, for pictures and not for metrics.
     """
 
@@ -29,6 +31,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     first_sample: int = 0
+    noise_dtype: str = "float32"
     more_smooth: bool = False
 
     def check(self, vocabulary: int) -> Sampling:
@@ -42,6 +45,7 @@ class Sampling:
             ("temperature", 0 <= self.temperature < math.inf, "a finite number >= 0"),
             ("top_k", 0 <= self.top_k <= vocabulary, f"0 to {vocabulary}"),
             ("top_p", 0 < self.top_p <= 1, "a number in (0, 1]"),
+            ("noise_dtype", self.noise_dtype in NOISES, f"one of {NOISES}"),
             ("first_sample", self.first_sample >= 0, "a number >= 0"),
         ):
             if not good:
@@ -71,41 +75,31 @@ class Sampling:
         return ops.sample_tokens(
             cond, uncond=uncond, guidance_scale=guidance, temperature=self.temperature,
             top_k=self.top_k, top_p=self.top_p, seed=self.seed, offset=scale,
-            first_sample=self.first_sample,
+            first_sample=self.first_sample, noise_dtype=self.noise_dtype,
         )  # fmt: skip
 
-    def filtered(self, logits: Tensor, scale: int, scales: int) -> Tensor:
-        """Logits (B, n, V) after guidance, temperature, top-k and top-p: -inf where dropped."""
+    def probabilities(
+        self, logits: Tensor, scale: int, scales: int, tokens: Tensor | None = None
+    ) -> Tensor:
+        """The law that `draw` draws from: float32 (B, n, V), or with tokens (B, n) int64 the
+        logarithms (B, n) of theirs."""
         cond, uncond, guidance = self._halves(logits, scale, scales)
-        x = cond.clone() if uncond is None else guidance * cond + (1 - guidance) * uncond
-        if self.temperature == 0:
-            keep = torch.zeros_like(x, dtype=torch.bool).scatter_(-1, x.argmax(-1, True), True)
-            return torch.where(keep, 0.0, -torch.inf)
-        filter_top_k_top_p_(x, self.top_k, 0.0)
-        if self.temperature != 1:
-            x /= self.temperature
-        return filter_top_k_top_p_(x, 0, self.top_p if self.top_p < 1 else 0.0)
-
-    def probabilities(self, logits: Tensor, scale: int, scales: int) -> Tensor:
-        """(B, n, V) float32: the law that `draw` draws from."""
-        return self.filtered(logits, scale, scales).softmax(dim=-1)
+        return ops.token_probabilities(
+            cond, tokens=tokens, uncond=uncond, guidance_scale=guidance,
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+            log=tokens is not None,
+        )  # fmt: skip
 
     def soft_codes(self, logits: Tensor, scale: int, scales: int, codebook: Tensor) -> Tensor:
-        """Codes (B, n, Cv) of a Gumbel softmax: VAR's `more_smooth`.
+        """Codes (B, n, Cv) of a Gumbel softmax: VAR's `more_smooth`, with its temperatures.
 
-        The official weights: softmax((filtered logits * (1 + r) + Gumbel) / tau), r = k / (S - 1),
-        tau = max(0.27 (1 - 0.95 r), 0.005).
+        It takes the filtered logits at temperature 1, as the official code does.
         """
         ratio = scale / (scales - 1) if scales > 1 else 0.0
-        tau = max(0.27 * (1 - ratio * 0.95), 0.005)
-        x = self.filtered(logits, scale, scales)
-        per_sample = x[:1].numel()
-        # A stream of its own per scale, apart from those of the draws.
-        normal = ops.random_normal(
-            x.shape, seed=self.seed, offset=(1 << 20) + scale,
-            first_element=self.first_sample * per_sample, like=x,
+        cond, uncond, guidance = self._halves(logits, scale, scales)
+        weights = ops.gumbel_softmax(
+            cond, uncond=uncond, guidance_scale=guidance, top_k=self.top_k, top_p=self.top_p,
+            logit_scale=1 + ratio, temperature=max(0.27 * (1 - ratio * 0.95), 0.005),
+            seed=self.seed, offset=SOFT_STREAM + scale, first_sample=self.first_sample,
         )  # fmt: skip
-        # The normal's distribution function makes it uniform: a Gumbel number is -log(-log u).
-        gumbel = -torch.log(-torch.special.log_ndtr(normal))
-        weights = x.mul_(1 + ratio).add_(gumbel).div_(tau).softmax(dim=-1)
         return weights @ codebook
