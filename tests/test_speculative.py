@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 
 from pixleap.decode import DraftPlan, NextScaleDecoder, SpeculativeDecoder, speculative
 from pixleap.decode.draft_plan import fit_cost, pass_seconds
-from pixleap.models import VAR, VQVAE, load_var, load_var_draft
+from pixleap.models import VAR, VQVAE, emulate_quantised_weights, load_var, load_var_draft
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -218,6 +218,28 @@ def test_rejection_accepts_more_scales_jointly() -> None:
             for i in range(16)
         )
     assert passes["joint"] < passes["token"] < 4 * 16
+
+
+def test_coarser_copies_of_the_target_are_good_drafts() -> None:
+    target = NextScaleDecoder(load_var())
+    labels = torch.arange(10)
+    passes, errors = [], []
+    for draft in (
+        NextScaleDecoder(target.model, weights="bfloat16"),
+        emulate_quantised_weights(target.model, 8),
+        emulate_quantised_weights(target.model, 4),
+        emulate_quantised_weights(target.model, 2),
+    ):
+        if isinstance(draft, VAR):
+            weight, rounded = (m.blocks[0].ffn.fc1.weight for m in (target.model, draft))
+            errors.append(float((weight - rounded).abs().max() / weight.abs().max()))
+            assert draft.vae is target.model.vae
+        decoder = SpeculativeDecoder(target, draft, drafted=4)
+        passes.append(sum(decoder.tokens(labels[i : i + 1]).target_passes for i in range(10)))
+    assert passes[0] <= 16 and passes[1] <= 25 and passes[1] <= passes[2] < passes[3]
+    np.testing.assert_array_less(errors, [1 / 253, 1 / 13.9, 1 / 1.9])
+    with pytest.raises(ValueError, match="'bits' expected 2 to 8, got 1"):
+        emulate_quantised_weights(target.model, 1)
 
 
 def test_greedy_decoding_is_the_targets() -> None:

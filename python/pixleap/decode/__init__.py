@@ -14,7 +14,8 @@ from .masked_diffusion import (
 )
 from .next_scale import NextScaleDecoder, next_scale
 from .raster import Jacobi, RasterModel, RasterResult, Speculative, raster
-from .speculative import SpeculativeDecoder, SpeculativeResult, speculative
+from .speculative import SpeculativeDecoder, speculative
+from .speculative_run import SpeculativeResult
 from .token_draws import TokenSampling
 
 __all__ = [

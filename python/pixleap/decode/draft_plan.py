@@ -16,7 +16,7 @@ from torch import Tensor
 from .next_scale import NextScaleDecoder, PackedVAR, Passes, Pyramid, draw_scales
 
 if TYPE_CHECKING:
-    from .speculative import Verifier
+    from .speculative_run import Verifier
 
 GAIN = 0.97  # drafting must take at most this share of the plain time
 MAX_DRAFTED = 5  # scales per target pass
