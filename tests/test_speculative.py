@@ -80,9 +80,7 @@ def p_value(counts: np.ndarray, law: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("mode", ["token", "joint"])
-@pytest.mark.parametrize(
-    ("vocabulary", "quality"), [(2, "good"), (2, "bad"), (2, "random"), (3, "bad")]
-)
+@pytest.mark.parametrize(("vocabulary", "quality"), [(2, "good"), (2, "random"), (3, "bad")])
 def test_law_is_exact(vocabulary: int, quality: str, mode: str) -> None:
     target = tiny(vocabulary, seed=vocabulary)
     draft = {
@@ -107,8 +105,8 @@ def test_law_is_exact(vocabulary: int, quality: str, mode: str) -> None:
         assert p_value(counts, other) < 1e-9
 
 
-@pytest.mark.parametrize("vocabulary", [2, 3])
-def test_law_of_plain_decoding(vocabulary: int) -> None:
+def test_law_of_plain_decoding() -> None:
+    vocabulary = 3
     target = tiny(vocabulary, seed=vocabulary)
     decoder = NextScaleDecoder(target)
     counts = np.zeros(vocabulary**5)
@@ -145,7 +143,7 @@ def test_law_of_samples_that_wait_for_each_other(mode: str) -> None:
     ).exp()
     decoder = SpeculativeDecoder(target, draft, mode=mode, drafted=2)
     counts = np.zeros(64)
-    for first in range(0, DRAWS, BATCH):
+    for first in range(0, DRAWS // 2, BATCH):
         labels = torch.zeros(BATCH, dtype=torch.int64)
         result = decoder.tokens(labels, cfg=1.0, seed=1, first_sample=first)
         weights = 2 ** torch.arange(5, -1, -1)
