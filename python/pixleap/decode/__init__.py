@@ -2,6 +2,7 @@
 masked diffusion over tokens, raster-scan autoregression."""
 
 from .collaborative import CollaborativeDecoder, collaborative
+from .continuous import ContinuousBatcher
 from .diffusion import diffusion, noise_schedule
 from .draft_plan import DraftPlan
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
@@ -21,6 +22,7 @@ from .token_draws import TokenSampling
 __all__ = [
     "Ancestral",
     "CollaborativeDecoder",
+    "ContinuousBatcher",
     "DraftPlan",
     "FirstHitting",
     "FlowDecoder",

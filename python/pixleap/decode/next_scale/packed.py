@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...models.var_layers import AdaLNSelfAttn
 
 
-class _Block:
+class Block:
     """One transformer block with packed weights."""
 
     def __init__(self, block: AdaLNSelfAttn, dtype: str) -> None:
@@ -37,27 +37,39 @@ class _Block:
             self.q_scale = self.q_scale.view(-1)
 
     def __call__(
-        self, x: Tensor, six: Sequence[Tensor], cache: KVCache, lengths: Sequence[int],
+        self,
+        x: Tensor,
+        six: Sequence[Tensor],
+        attend: Callable[[Tensor, Tensor], None],
         scratch: Scratch,
-    ) -> None:  # fmt: skip
-        """x (B, l, C), the tokens of scales with these lengths, is updated in place."""
+    ) -> None:
+        """x (B, l, C) is updated in place. attend: from the projection (B, l, 3C) to the mixed
+        values (B, l, C), by `Block.attend` with whoever's caches."""
         batch, length, width = x.shape
         gain1, gain2, scale1, scale2, shift1, shift2 = six
         hidden = scratch.get("hidden", batch, length, width)
         self.norm(x, hidden, scale=scale1, shift=shift1)
         qkv = self.qkv(hidden, out=scratch.get("qkv", batch, length, 3 * width))
-        q = cache.append(
-            qkv.view(batch, length, 3, self.heads, self.head_dim),
-            q_scale=self.q_scale,
-            out=scratch.get("q", batch, self.heads, length, self.head_dim),
-        )
-        out = hidden.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        attend_scales(q, cache, out, lengths, self.scale)
+        attend(qkv, hidden)
         self.proj(hidden, gate=gain1, residual=x, out=x)
         self.norm(x, hidden, scale=scale2, shift=shift2)
         wide = scratch.get("wide", batch, length, self.fc1.out_features)
         self.fc1(hidden, activation="gelu_tanh", out=wide)
         self.fc2(wide, gate=gain2, residual=x, out=x)
+
+    def attend(
+        self, qkv: Tensor, cache: KVCache, out: Tensor, lengths: Sequence[int], scratch: Scratch
+    ) -> None:
+        """qkv (B, l, 3C), the tokens of scales with these lengths, joins the cache; out (B, l, C)
+        is written."""
+        batch, length = qkv.shape[:2]
+        q = cache.append(
+            qkv.view(batch, length, 3, self.heads, self.head_dim),
+            q_scale=self.q_scale,
+            out=scratch.get("q", batch, self.heads, length, self.head_dim),
+        )
+        out = out.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        attend_scales(q, cache, out, lengths, self.scale)
 
 
 def attend_scales(
@@ -85,7 +97,7 @@ class Passes:
     """
 
     def __init__(self, model: PackedVAR, labels: Tensor, guided: bool, scales: int | None) -> None:
-        check_labels("next_scale", labels, labels.numel(), model.num_classes)
+        model.check_labels(labels)
         self.batch, self.guided = len(labels), guided
         given = torch.where(labels < 0, model.num_classes, labels)
         if guided:
@@ -122,7 +134,7 @@ class PackedVAR:
         self.lengths = tuple(side * side for side in model.patch_nums)
         self.ends = (0, *accumulate(self.lengths))  # tokens before each scale, and in all
         blocks: Any = model.blocks
-        self.blocks = [_Block(block, weights) for block in blocks]
+        self.blocks = [Block(block, weights) for block in blocks]
         self.head = PackedLinear.of(model.head, weights)
         self.head_norm = Norm(model.head_nm.ln_wo_grad)
         self.word_embed = PackedLinear.of(model.word_embed)
@@ -174,13 +186,19 @@ class PackedVAR:
         """
         return Passes(self, labels, guided, scales)
 
-    def _embed(self, passes: Passes, maps: Sequence[Tensor], stop: int) -> Tensor:
-        """Input x (rows, l, C) of the scales that the caches lack, up to `stop`."""
-        ends, first = self.ends, passes.scales
-        batch, rows = passes.batch, passes.batch * (2 if passes.guided else 1)
-        x = self.scratch.get("x", rows, ends[stop] - ends[first], self.width)
+    def check_labels(self, labels: Tensor) -> None:
+        """Labels are integers (B,) up to num_classes.
+
+        Raises:
+            ValueError: they are not.
+        """
+        check_labels("next_scale", labels, labels.numel(), self.num_classes)
+
+    def embed(self, passes: Passes, maps: Sequence[Tensor], stop: int, out: Tensor) -> None:
+        """Input (rows, l, C) of the scales that the caches lack, up to `stop`."""
+        ends, first, batch = self.ends, passes.scales, passes.batch
         for scale in range(first, stop):
-            part = x[:, ends[scale] - ends[first] : ends[scale + 1] - ends[first]]
+            part = out[:, ends[scale] - ends[first] : ends[scale + 1] - ends[first]]
             position = self.positions[ends[scale] : ends[scale + 1]]
             if scale == 0:
                 torch.add(passes.condition[:, None] + self.module.pos_start, position, out=part)
@@ -188,7 +206,13 @@ class PackedVAR:
             position = position.expand(batch, -1, -1)
             for half in part.split(batch) if batch else ():
                 self.word_embed(maps[scale], residual=position, out=half)
-        return x
+
+    def logits(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Last hidden states (B, l, C) -> logits (B, l, V), a buffer that the next call
+        overwrites."""
+        hidden = self.scratch.get("hidden", *x.shape)
+        self.head_norm(x, hidden, scale=scale, shift=shift)
+        return self.head(hidden, out=self.scratch.get("logits", *x.shape[:2], self.vocabulary))
 
     def run(
         self, passes: Passes, maps: Sequence[Tensor], stop: int, *, logits_from: int | None = None
@@ -203,16 +227,20 @@ class PackedVAR:
             views of one buffer that the next pass overwrites.
         """
         first, ends = passes.scales, self.ends
-        x = self._embed(passes, maps, stop)
         lengths = self.lengths[first:stop]
+        x = self.scratch.get("x", len(passes.condition), ends[stop] - ends[first], self.width)
+        self.embed(passes, maps, stop, x)
         for block, six, cache in zip(self.blocks, passes.sixes, passes.caches, strict=True):
-            block(x, six, cache, lengths, self.scratch)
+
+            def attend(
+                qkv: Tensor, out: Tensor, block: Block = block, cache: KVCache = cache
+            ) -> None:
+                block.attend(qkv, cache, out, lengths, self.scratch)
+
+            block(x, six, attend, self.scratch)
         passes.scales = stop
         begin = first if logits_from is None else logits_from
         if begin >= stop:
             return []
-        x = x[:, ends[begin] - ends[first] :]
-        hidden = self.scratch.get("hidden", *x.shape)
-        self.head_norm(x, hidden, scale=passes.head_six[0], shift=passes.head_six[1])
-        out = self.scratch.get("logits", *x.shape[:2], self.vocabulary)
-        return list(self.head(hidden, out=out).split(self.lengths[begin:stop], dim=1))
+        logits = self.logits(x[:, ends[begin] - ends[first] :], *passes.head_six)
+        return list(logits.split(self.lengths[begin:stop], dim=1))
