@@ -54,7 +54,9 @@ def test_labels_and_seeds() -> None:
     assert torch.equal(sample(3, 2, 1), sample(3, torch.tensor([2, 2, 2]), 1))
     assert torch.equal(sample(3, -1, 1), sample(3, model.num_classes, 1))
     assert torch.equal(sample(3, None, 1), sample(3, None, 1))
-    assert not torch.equal(sample(3, None, 1), sample(3, None, 2))
+    for seed in (1, 2):
+        drawn = model._labels(8, None, torch.Generator().manual_seed(seed))
+        assert torch.equal(sample(8, None, seed), sample(8, drawn, seed))
     assert not torch.equal(sample(3, 2), sample(3, 2))
     torch.manual_seed(3)
     first = sample(3, 2)

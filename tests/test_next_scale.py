@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from next_scale_models import random_var
 
 from pixleap.decode import NextScaleDecoder
 from pixleap.decode.next_scale import Pyramid, Sampling
+from pixleap.decode.next_scale.sampling import SOFT_STREAM
+from pixleap.reference.philox import uniform_open, words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,15 +168,16 @@ def test_more_smooth_does_not_depend_on_the_batch(decoder: NextScaleDecoder) -> 
     assert not torch.allclose(together, decoder.tokens(LABELS, seed=3)[1], atol=1e-3)
 
 
-def test_soft_codes_are_a_gumbel_softmax(decoder: NextScaleDecoder) -> None:
-    """At a vanishing temperature the weights are one-hot, and their law is the softmax's."""
+def test_soft_codes_are_the_official_gumbel_softmax() -> None:
     sampling = Sampling(cfg=0.0, seed=8)
-    row = torch.tensor([0.3, -1.0, 1.2, 0.0])
-    logits = row.expand(50_000, 1, 4).clone()
-    codes = sampling.soft_codes(logits, 2, 3, torch.eye(4))  # ratio 1: tau = 0.0135
-    p = (2 * row).softmax(-1)
-    assert float((codes.sum(-1) - 1).abs().max()) < 1e-5
-    assert float((codes.mean((0, 1)) - p).abs().max()) < 0.01
+    torch.manual_seed(0)
+    logits = torch.randn(5, 4, 7)
+    for scale, logit_scale, tau in ((0, 1.0, 0.27), (1, 1.5, 0.27 * 0.525), (2, 2.0, 0.0135)):
+        codes = sampling.soft_codes(logits, scale, 3, torch.eye(7))
+        noise = -np.log(-np.log(uniform_open(words(logits.numel(), 8, SOFT_STREAM + scale))))
+        gumbel = torch.from_numpy(noise).view(logits.shape)
+        expected = ((logits.double() * logit_scale + gumbel) / tau).softmax(-1)
+        torch.testing.assert_close(codes.double(), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,10 @@ def test_refuses_bad_input() -> None:
     with pytest.raises(ValueError, match="'draft' expected patch_nums"):
         SpeculativeDecoder(target, random_var(sides=(1, 2, 4)))
     decoder = SpeculativeDecoder(target, draft)
+    with pytest.raises(ValueError, match="'samples' expected a number >= 1, got 0"):
+        decoder.calibrate(torch.tensor([1]), samples=0)
+    with pytest.raises(ValueError, match="argument 'labels' expected shape"):
+        decoder.calibrate(torch.zeros(0, dtype=torch.int64))
     for labels, options, message in (
         (torch.tensor([6]), {}, "argument 'labels' expected"),
         (torch.tensor([0.5]), {}, "argument 'labels' expected"),

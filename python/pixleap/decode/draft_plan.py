@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GAIN = 0.97  # drafting must take at most this share of the plain time
 MAX_DRAFTED = 5  # scales per target pass
+CHUNK = 8  # images at a time while acceptance is estimated; more would need more memory
 
 
 @dataclass(frozen=True)
@@ -146,28 +147,33 @@ def measure(
     samples: int,
     repeats: int,
 ) -> DraftPlan:
-    """Times every pass, and lets the draft follow drawn images to see how often it is right."""
-    # The drafts' noise must not be that of the images they follow.
+    """Lets the draft follow drawn images to see how often it is right, and times passes."""
     sampling = replace(verifier.sampling, first_sample=0)
-    judge = replace(verifier, sampling=replace(sampling, seed=sampling.seed + 1))
     guided, batch, scales = sampling.guided, len(labels), verifier.scales
-    many = labels.repeat(-(-samples // batch))
-    pyramid = Pyramid(target.codebook, len(many), history=True)
-    passes = target.packed.start(many, guided=guided)
-    draw_scales(target.packed, passes, pyramid, sampling, scales)
-
-    passes.rollback(0)
-    seen = target.packed.run(passes, pyramid.maps, scales)
-    guesses = draft.packed.run(draft.packed.start(many, guided=guided), pyramid.maps, scales)
-    acceptance: list[float] = []
+    many = labels.repeat(-(-min(samples, CHUNK) // batch))
+    rounds = -(-samples // len(many))
+    kept = [0] * scales
+    for part in range(rounds):
+        sampling = replace(sampling, first_sample=part * len(many))
+        # The drafts' noise must not be that of the images they follow.
+        judge = replace(verifier, sampling=replace(sampling, seed=sampling.seed + 1))
+        pyramid = Pyramid(target.codebook, len(many), history=True)
+        passes = target.packed.start(many, guided=guided)
+        draw_scales(target.packed, passes, pyramid, sampling, scales)
+        passes.rollback(0)
+        seen = target.packed.run(passes, pyramid.maps, scales)
+        guesses = draft.packed.run(draft.packed.start(many, guided=guided), pyramid.maps, scales)
+        for scale, (theirs, ours) in enumerate(zip(guesses, seen, strict=True)):
+            proposed = judge.sampling.draw(theirs, scale, scales)
+            same = judge(ours, judge.draft_law(theirs, scale), proposed, scale)[1]
+            kept[scale] += int(same.sum())
+    acceptance = [(k + 0.5) / (rounds * len(many) + 1) for k in kept]
     checks: list[Callable[[], Any]] = []
     draws: list[Callable[[], Any]] = []
     few = torch.arange(batch)
     few = torch.cat((few, few + len(many))) if guided else few
     for scale, (theirs, ours) in enumerate(zip(guesses, seen, strict=True)):
         proposed = judge.sampling.draw(theirs, scale, scales)
-        same = judge(ours, judge.draft_law(theirs, scale), proposed, scale)[1]
-        acceptance.append((float(same.sum()) + 0.5) / (len(many) + 1))
         grown = Pyramid(target.codebook, batch, history=True)
         for tokens in pyramid.tokens[:scale]:
             grown.add(tokens[:batch])

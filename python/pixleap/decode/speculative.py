@@ -50,7 +50,8 @@ class SpeculativeDecoder:
 
     The first rejected scale is complete after its redraw, so that every pass of the target finishes
     at least one scale. In a batch, samples that got further wait with their tokens decided: each
-    sample has the target's law, but with rule "rejection" not the tokens it would have alone.
+    sample has the target's law, but with rule "rejection" not the tokens it would have alone, and
+    the tokens of a seed depend on how much is drafted.
 
     Raises:
         ValueError: models that do not fit each other, unknown rule or mode, a negative `drafted`.
@@ -113,6 +114,12 @@ class SpeculativeDecoder:
             `use(plan, **options)` takes one that was kept.
         """
         verifier = self._verifier(options)
+        for name, value in (("samples", samples), ("repeats", repeats)):
+            if value < 1:
+                raise ValueError(
+                    f"SpeculativeDecoder.calibrate: argument '{name}' expected a number >= 1, got "
+                    f"{value}"
+                )
         check_labels("SpeculativeDecoder.calibrate", labels, max(labels.numel(), 1),
                      self.target.packed.num_classes)  # fmt: skip
         plan = measure(self.target, self.draft, labels, verifier, samples, repeats)
