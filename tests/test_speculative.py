@@ -15,6 +15,8 @@ from scipy.stats import chisquare
 
 from pixleap.decode import DraftPlan, NextScaleDecoder, SpeculativeDecoder, speculative
 from pixleap.decode.draft_plan import fit_cost, pass_seconds
+from pixleap.decode.next_scale import Sampling
+from pixleap.decode.speculative_run import Run, Verifier
 from pixleap.models import VAR, VQVAE, emulate_quantised_weights, load_var, load_var_draft
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,6 +152,23 @@ def test_law_of_samples_that_wait_for_each_other(mode: str) -> None:
         counts += np.bincount((torch.cat(result.tokens, 1) * weights).sum(1), minlength=64)
     assert 0 < result.accepted[1] < result.drafted[1] and result.target_passes > 1
     assert p_value(counts, expected.numpy()) > 0.01
+
+
+def test_samples_ahead_keep_their_tokens() -> None:
+    target = NextScaleDecoder(random_var())
+    draft = NextScaleDecoder(near(target.model, 0.03))
+    verifier = Verifier("rejection", "token", Sampling(seed=5), 4)
+    run = Run(target, draft, torch.tensor([0, 4, 2, 2, 1, 3, 0, 1]), verifier, None)
+    kept = []
+    while run.pyramid.scales < 4:
+        run.advance(min(2, 3 - run.pyramid.scales))
+        for scale in range(run.pyramid.scales, 4):
+            ahead = run.decided > scale
+            if ahead.any():
+                kept.append((scale, ahead, run.final[scale][ahead].clone()))
+    assert sum(int(ahead.sum()) for _, ahead, _ in kept) >= 3
+    for scale, ahead, tokens in kept:
+        assert torch.equal(run.pyramid.tokens[scale][ahead], tokens)
 
 
 OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 64}
