@@ -156,7 +156,7 @@ class NextScaleDecoder:
         pyramid = Pyramid(self.codebook, passes.batch)
         for t in tokens[:-1]:
             pyramid.add(t)
-        logits = self.packed.run(passes, pyramid.maps, scales)
+        logits = self.packed.run(passes, pyramid.maps, scales, same_bits=False)
         return [sampling.probabilities(logits[k], k, scales, tokens[k]) for k in range(scales)]
 
     def likelihood(self, tokens: Sequence[Tensor], labels: Tensor, **options: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import ops
 from ...kv_cache import KVCache
+from ...masks import block_causal
 from ..layers import Norm, PackedLinear, Scratch, check_labels, float_tensor
 
 if TYPE_CHECKING:
@@ -58,7 +59,13 @@ class Block:
         self.fc2(wide, gate=gain2, residual=x, out=x)
 
     def attend(
-        self, qkv: Tensor, cache: KVCache, out: Tensor, lengths: Sequence[int], scratch: Scratch
+        self,
+        qkv: Tensor,
+        cache: KVCache,
+        out: Tensor,
+        lengths: Sequence[int],
+        scratch: Scratch,
+        same_bits: bool = True,
     ) -> None:
         """qkv (B, l, 3C), the tokens of scales with these lengths, joins the cache; out (B, l, C)
         is written."""
@@ -69,18 +76,23 @@ class Block:
             out=scratch.get("q", batch, self.heads, length, self.head_dim),
         )
         out = out.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        attend_scales(q, cache, out, lengths, self.scale)
+        attend_scales(q, cache, out, lengths, self.scale, same_bits)
 
 
 def attend_scales(
-    q: Tensor, cache: KVCache, out: Tensor, lengths: Sequence[int], scale: float
+    q: Tensor, cache: KVCache, out: Tensor, lengths: Sequence[int], scale: float, same_bits: bool
 ) -> None:
     """Block-causal attention of the cache's last sum(lengths) tokens, q and out (B, H, L, D).
 
-    One call per scale rather than `masks.block_causal`: attention adds up in an order that depends
-    on the number of queries, and so each scale gets the bits that it has in a pass of its own.
+    same_bits: one call per scale rather than one masked call, which is faster. Attention adds up in
+    an order that depends on the number of queries, and so each scale gets the bits that it has in a
+    pass of its own.
     """
     keys, values = cache.keys, cache.values
+    if not same_bits:
+        mask = block_causal(lengths)
+        ops.attention(q, keys, values, mask=mask, scale=scale, out=out)
+        return
     begin, seen = 0, keys.shape[2] - sum(lengths)
     for length in lengths:
         rows = slice(begin, begin + length)
@@ -215,12 +227,19 @@ class PackedVAR:
         return self.head(hidden, out=self.scratch.get("logits", *x.shape[:2], self.vocabulary))
 
     def run(
-        self, passes: Passes, maps: Sequence[Tensor], stop: int, *, logits_from: int | None = None
+        self,
+        passes: Passes,
+        maps: Sequence[Tensor],
+        stop: int,
+        *,
+        logits_from: int | None = None,
+        same_bits: bool = True,
     ) -> list[Tensor]:
         """One block-causal pass over the scales from the first uncached one to before `stop`.
 
         maps: maps[k] (B, n_k, Cv) is the input of scale k, read where k > 0. logits_from: first
-        scale whose logits are wanted (default: all of the pass; `stop` for none).
+        scale whose logits are wanted (default: all of the pass; `stop` for none). same_bits: every
+        scale has the bits that it has in a pass of its own; without, attention is one masked call.
 
         Returns:
             Per scale the logits (B, n_k, V), or (2B, n_k, V) with those without label below:
@@ -235,7 +254,7 @@ class PackedVAR:
             def attend(
                 qkv: Tensor, out: Tensor, block: Block = block, cache: KVCache = cache
             ) -> None:
-                block.attend(qkv, cache, out, lengths, self.scratch)
+                block.attend(qkv, cache, out, lengths, self.scratch, same_bits)
 
             block(x, six, attend, self.scratch)
         passes.scales = stop
