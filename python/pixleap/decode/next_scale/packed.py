@@ -89,8 +89,8 @@ def attend_scales(
     pass of its own.
     """
     keys, values = cache.keys, cache.values
-    if not same_bits:
-        mask = block_causal(lengths)
+    if len(lengths) == 1 or not same_bits:
+        mask = block_causal(lengths) if len(lengths) > 1 else None
         ops.attention(q, keys, values, mask=mask, scale=scale, out=out)
         return
     begin, seen = 0, keys.shape[2] - sum(lengths)
