@@ -71,3 +71,15 @@ def test_refuses_bad_input() -> None:
     with pytest.raises(ValueError, match="argument 'top_k' expected"):
         batcher.add(1, top_k=-1)
     assert len(batcher) == 0
+
+
+@pytest.mark.parametrize(("room", "steps"), [(1, 24), (4, 8), (6, 4), (9, 4)])
+def test_as_many_requests_at_a_time_as_allowed(room: int, steps: int) -> None:
+    batcher = ContinuousBatcher(random_var(), room)
+    for label in range(6):
+        batcher.add(label - 1)
+    count = 0
+    while len(batcher):
+        batcher.step()
+        count += 1
+    assert count == steps
