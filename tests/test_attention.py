@@ -141,3 +141,14 @@ def test_errors(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"q": A, "k": A, "v": A}
     with pytest.raises((ValueError, TypeError), match="attention: argument " + message):
         px.ops.attention(**{**arguments, **change})
+
+
+def test_block_causal_pass_over_a_prefix_is_the_tail_of_the_whole() -> None:
+    q, k, v = (normal(2, 3, 30, 16) for _ in range(3))
+    whole = px.ops.attention(q, k, v, mask=px.masks.block_causal((1, 4, 9, 16)))
+    tail = px.ops.attention(q[:, :, 5:], k, v, mask=px.masks.block_causal((9, 16)))
+    np.testing.assert_allclose(tail, whole[:, :, 5:], atol=1e-6)
+    with pytest.raises(ValueError, match=r"'mask' expected blocks .*\(25, 24\), got 25"):
+        px.ops.attention(
+            q[:, :, 5:], k[:, :, :24], v[:, :, :24], mask=px.masks.block_causal((9, 16))
+        )

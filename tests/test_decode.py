@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from next_scale_models import random_var, shared_noise
 
 import pixleap as px
 from pixleap.decode import FlowDecoder, Frontier, NextScaleDecoder, Sequential
-from pixleap.models import VAR, VQVAE, TarFlow
-from pixleap.reference.philox import uniform_open, words
+from pixleap.models import TarFlow
 
 
 def random_flow(side: int, classes: int = 3, nvp: bool = True) -> TarFlow:
@@ -98,37 +97,6 @@ def test_flow_refuses_bad_input() -> None:
         Frontier(window=0)
     with pytest.raises(ValueError, match="tol expected"):
         Frontier(tol=-1.0)
-
-
-def random_var(shared_aln: bool = False, share_phi: int = 4, l2_norm: bool = True) -> VAR:
-    torch.manual_seed(1)
-    sides = (1, 2, 3, 4)
-    vae = VQVAE(
-        vocab_size=37, z_channels=8, ch=32, ch_mult=(1, 1), in_channels=1, num_res_blocks=1,
-        patch_nums=sides, share_quant_resi=share_phi,
-    )  # fmt: skip
-    model = VAR(
-        vae, num_classes=5, depth=2, embed_dim=48, num_heads=3, shared_aln=shared_aln,
-        attn_l2_norm=l2_norm, patch_nums=sides,
-    )  # fmt: skip
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "ada" in name or "head" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    for m in (vae, model):
-        m.eval().requires_grad_(False)
-    return model
-
-
-def shared_noise(model: VAR, batch: int, seed: int) -> Any:
-    """The Gumbel noise of ops.sample_tokens, for the plain loop."""
-
-    def draw(logits: torch.Tensor, scale: int) -> torch.Tensor:
-        count = batch * model.patch_nums[scale] ** 2 * model.V
-        gumbel = -np.log(-np.log(uniform_open(words(count, seed, scale))))
-        return (logits.double() + torch.from_numpy(gumbel).view(logits.shape)).argmax(-1)
-
-    return draw
 
 
 @pytest.mark.parametrize(

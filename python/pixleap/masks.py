@@ -18,8 +18,9 @@ class causal:
 
 @dataclass(frozen=True)
 class block_causal:
-    """Tokens come in blocks of `lengths`, as the scales of VAR do; each sees its own block and
-    those before it. Needs as many queries and keys as the lengths sum to."""
+    """Tokens come in blocks of `lengths`, as the scales of VAR do; each sees its own block, those
+    before it, and a prefix. The queries are the last sum(lengths) of S tokens, so that the prefix
+    is what a cache already holds: S - sum(lengths) keys, at least 0."""
 
     lengths: tuple[int, ...]
     ends: Any = field(init=False, repr=False, compare=False)  # (1, L) int64, of each token's block
@@ -44,13 +45,13 @@ def visible_keys(
 ) -> Any:
     """(B or 1, L or 1) int64: how many keys each query sees."""
     if isinstance(mask, block_causal):
-        total, sizes = sum(mask.lengths), (q_shape[2], k_shape[2])
-        if sizes != (total, total):
+        total, (queries, keys) = sum(mask.lengths), (q_shape[2], k_shape[2])
+        if queries != total or keys < total:
             raise ValueError(
-                f"attention: argument 'mask' expected blocks that sum to the numbers of queries "
-                f"and keys {sizes}, got {total}"
+                f"attention: argument 'mask' expected blocks that sum to the number of queries and "
+                f"to no more than that of keys {(queries, keys)}, got {total}"
             )
-        return mask.ends
+        return mask.ends if keys == total else mask.ends + (keys - total)
     lengths = mask.lengths
     if isinstance(lengths, (list, tuple)):
         lengths = np.asarray(lengths, np.int64)

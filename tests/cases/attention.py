@@ -34,7 +34,7 @@ def peer(
             options["attn_mask"] = seen
     elif isinstance(mask, px.masks.block_causal):
         ends = torch.tensor(mask.lengths).cumsum(0).repeat_interleave(torch.tensor(mask.lengths))
-        options["attn_mask"] = torch.arange(keys) < ends[:, None]
+        options["attn_mask"] = torch.arange(keys) < ends[:, None] + keys - length
     elif mask is not None:
         options["attn_mask"] = mask
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
@@ -70,7 +70,8 @@ def timed(name: str, batch: int, heads: int, length: int, keys: int, dim: int, *
         seen -= length * (length - 1) / 2
     if isinstance(kw.get("mask"), px.masks.block_causal):
         blocks = kw["mask"].lengths
-        seen = float(sum(n * end for n, end in zip(blocks, accumulate(blocks), strict=True)))
+        ends = accumulate(blocks, initial=keys - length)
+        seen = float(sum(n * (start + n) for n, start in zip(blocks, ends, strict=False)))
     return Case(
         f"{name} L={length} S={keys}",
         make(batch, heads, length, keys, dim, **kw),
@@ -103,6 +104,7 @@ CASES = [
     Case("causal", make(2, 2, 133, 133, 24, mask=CAUSAL, return_lse=True)),
     Case("causal over a prefix", make(2, 2, 5, 104, 32, mask=CAUSAL)),
     Case("block causal", make(2, 2, 105, 105, 24, mask=px.masks.block_causal((1, 4, 0, 100)))),
+    Case("block causal over a prefix", make(2, 2, 14, 44, 24, mask=px.masks.block_causal((9, 5)))),
     Case("key lengths", make(4, 2, 7, 19, 16, mask=LENGTHS, return_lse=True)),
     Case("mask", make(2, 3, 10, 103, 16, mask_shape=(2, 3, 10, 103), return_lse=True)),
     Case("mask of keys", make(2, 3, 3, 103, 16, mask_shape=(103,))),

@@ -7,6 +7,7 @@ from .dit_load import load_digits_dit, load_dit
 from .tarflow import TarFlow, load_tarflow
 from .var import VAR
 from .var_load import load_var, load_var_draft, load_vqvae
+from .var_quantised import emulate_quantised_weights
 from .vqvae import VQVAE
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DigitClassifier",
     "TarFlow",
     "check_state_dict",
+    "emulate_quantised_weights",
     "load_checkpoint",
     "load_classifier",
     "load_digits_dit",

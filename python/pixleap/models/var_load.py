@@ -40,8 +40,12 @@ def _read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config, state = load_checkpoint(Path(path))
     else:
         config, state = {}, load_state(Path(path))
-    kept = {k: v.float() for k, v in state.items() if k.rpartition(".")[2] not in _DERIVED}
-    return config, kept
+    return config, _kept(state)
+
+
+def _kept(state: State) -> dict[str, Tensor]:
+    """Without derived buffers, in float32."""
+    return {k: v.float() for k, v in state.items() if k.rpartition(".")[2] not in _DERIVED}
 
 
 def _fill(model: Model, state: State) -> Model:
@@ -161,6 +165,33 @@ def _build_var(vae: VQVAE, settings: Mapping[str, Any], state: State) -> VAR:
     model = _fill(model, state)
     model.reset_buffers()
     return model
+
+
+def var_from_states(
+    state: State, vae_state: State, config: Mapping[str, Any], vae_config: Mapping[str, Any]
+) -> VAR:
+    """A VAR from state dicts under the official names, as those of a live model.
+
+    Args:
+        state, vae_state: of the transformer and its tokeniser; float32 tensors on the CPU are
+            shared, not copied.
+        config, vae_config: VAR and VQVAE arguments that override the inferred ones, e.g.
+            `patch_nums`, `norm_groups`.
+
+    Raises:
+        ValueError: names or shapes do not fit; lists missing, unexpected and misshapen ones.
+    """
+    state, vae_state = _kept(state), _kept(vae_state)
+    settings = {**infer_var_config(state), **config}
+    with torch.device("meta"):
+        vae = VQVAE(
+            **{
+                **infer_vqvae_config(vae_state),
+                "patch_nums": settings["patch_nums"],
+                **vae_config,
+            }
+        )
+    return _build_var(_fill(vae, vae_state), settings, state)
 
 
 def load_var_draft() -> VAR:

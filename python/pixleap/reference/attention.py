@@ -28,7 +28,8 @@ def attention(
         hidden |= j > keys - queries + i
     elif isinstance(mask, masks.block_causal):
         block = np.repeat(np.arange(len(mask.lengths)), mask.lengths)
-        hidden |= block[j] > block[i]
+        prefix = np.full(keys - queries, -1)  # which all see
+        hidden |= np.concatenate([prefix, block])[j] > block[i]
     elif isinstance(mask, masks.key_lengths):
         hidden |= j >= np.asarray(mask.lengths)[:, None, None, None]
     elif mask is not None:

@@ -1,0 +1,188 @@
+"""Next-scale autoregressive decoding (VAR, arXiv:2404.02905) on native ops.
+
+The same model, guidance and filters as the official loop, with the work arranged otherwise: class
+modulation is computed once per image instead of once per scale, weights are packed once, keys and
+values are appended in place, GELU, gates and residuals ride in the linear ops, and tokens are
+drawn without sorting the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .editing import draw_masks
+from .loop import Progress, draw_scales
+from .packed import PackedVAR
+from .pyramid import Codebook, Pyramid
+from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from ...models.var import VAR
+
+
+class NextScaleDecoder:
+    """A VAR model packed for native decoding; build once, call often.
+
+    Args:
+        model: a `pixleap.models.VAR` (official or embedded weights), on the CPU.
+        weights: "float32", or "bfloat16" for half the weight traffic at bfloat16 precision.
+
+    Attributes:
+        packed: the transformer, with the primitive that all drivers share (`PackedVAR.run`).
+        codebook: the tokeniser's codes and convolutions.
+    """
+
+    def __init__(self, model: VAR, weights: str = "float32") -> None:
+        self.model = model
+        self.packed = PackedVAR(model, weights)
+        self.codebook = Codebook(model.vae)
+
+    def check_pair(self, where: str, names: tuple[str, str], other: NextScaleDecoder) -> None:
+        """Two models can work on one image if tokeniser and classes are the same.
+
+        Raises:
+            ValueError: they are not.
+        """
+        self.codebook.check_same(where, names, other.codebook)
+        mine, theirs = self.packed.num_classes, other.packed.num_classes
+        if mine != theirs:
+            raise ValueError(
+                f"{where}: argument '{names[1]}' expected {mine} classes as '{names[0]}' has, got "
+                f"{theirs}"
+            )
+
+    @torch.no_grad()
+    def tokens(
+        self, labels: Tensor, *, progress: Progress | None = None, **options: Any
+    ) -> tuple[list[Tensor], Tensor]:
+        """Draws all scales.
+
+        labels: (B,) int64; negative or num_classes means no label. Options are those of `Sampling`:
+        cfg=1.5, temperature=1, top_k=0, top_p=1, seed=0, first_sample=0, noise_dtype="float32",
+        more_smooth=False. Draws of sample b at scale k depend on (seed, k, first_sample + b) only,
+        not on the batch. top_p 1 and top_k 0 filter nothing. progress is called after each scale
+        with its index and the features so far.
+
+        Returns:
+            Tokens (B, n_k) int64 of every scale, and the features (B, Cv, h, w) for the decoder.
+
+        Raises:
+            ValueError: labels or options that do not fit.
+        """
+        packed, scales = self.packed, len(self.packed.patch_nums)
+        sampling = Sampling(**options).check(packed.vocabulary)
+        passes = packed.start(labels, guided=sampling.guided)
+        pyramid = Pyramid(self.codebook, passes.batch)
+        draw_scales(packed, passes, pyramid, sampling, scales, progress)
+        return pyramid.tokens, pyramid.f_hat
+
+    @torch.no_grad()
+    def edit(
+        self,
+        tokens: Sequence[Tensor],
+        mask: Tensor,
+        labels: Tensor,
+        *,
+        coverage: float = 0.5,
+        keep_scales: int = 0,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> tuple[list[Tensor], Tensor]:
+        """In-painting, out-painting and class-conditional editing (VAR, section 5.3).
+
+        Args:
+            tokens: of the image, (B, n_k) int64 per scale, as `vae.img_to_idxBl` gives them.
+            mask: (B, h, w) or (h, w) bool, True where the image is drawn anew; h and w are the
+                finest grid's side or a multiple of it, as the image's are.
+            labels: (B,) as in `tokens`; negative ones for painting without a class.
+            coverage: in (0, 1]; a token is drawn if the mask covers at least this share of its
+                cell, and kept otherwise.
+            keep_scales: coarsest scales to keep whatever the mask says. The official code keeps
+                the 1x1 scale.
+            progress, options: as in `tokens`.
+
+        Returns:
+            As `tokens`. Tokens outside the mask are the given ones at every scale. Scales before
+            the first drawn token take one pass together.
+
+        Raises:
+            ValueError: tokens, masks, labels or options that do not fit.
+        """
+        self.codebook.check_tokens("edit", tokens)
+        batch, sides = len(tokens[0]), self.packed.patch_nums
+        masks = draw_masks(mask, batch, sides, coverage, keep_scales)
+        if labels.shape != (batch,):
+            raise ValueError(
+                f"edit: argument 'labels' expected shape ({batch},) as the tokens have, got "
+                f"{tuple(labels.shape)}"
+            )
+        sampling = Sampling(**options).check(self.packed.vocabulary)
+        last = max((scale for scale, m in enumerate(masks) if bool(m.any())), default=-1)
+        passes = self.packed.start(labels, guided=sampling.guided, scales=last + 1)
+        pyramid = Pyramid(self.codebook, batch)
+        for scale in range(len(sides)):
+            keep = (tokens[scale], masks[scale])
+            draw_scales(self.packed, passes, pyramid, sampling, scale + 1, progress, keep)
+        return pyramid.tokens, pyramid.f_hat
+
+    @torch.no_grad()
+    def log_probabilities(
+        self, tokens: Sequence[Tensor], labels: Tensor, **options: Any
+    ) -> list[Tensor]:
+        """Log-probabilities of given tokens under the model, by one block-causal pass.
+
+        tokens: (B, n_k) int64 per scale. labels: (B,). Options: cfg=0, which is the bare model and
+        costs one half; temperature, top_k and top_p give the law that `tokens` draws from.
+
+        Returns:
+            (B, n_k) float32 per scale; -inf for a token that a filter drops.
+
+        Raises:
+            ValueError: tokens, labels or options that do not fit.
+        """
+        self.codebook.check_tokens("log_probabilities", tokens)
+        sampling = Sampling(**{"cfg": 0.0, **options}).check(self.packed.vocabulary)
+        if labels.shape != tokens[0].shape[:1]:
+            raise ValueError(
+                f"log_probabilities: argument 'labels' expected shape ({len(tokens[0])},) as the "
+                f"tokens have, got {tuple(labels.shape)}"
+            )
+        scales = len(tokens)
+        passes = self.packed.start(labels, guided=sampling.guided)
+        pyramid = Pyramid(self.codebook, passes.batch)
+        for t in tokens[:-1]:
+            pyramid.add(t)
+        logits = self.packed.run(passes, pyramid.maps, scales, same_bits=False)
+        return [sampling.probabilities(logits[k], k, scales, tokens[k]) for k in range(scales)]
+
+    def likelihood(self, tokens: Sequence[Tensor], labels: Tensor, **options: Any) -> Tensor:
+        """(B,) float64: natural logarithm of the probability of all tokens of an image; see
+        `log_probabilities`."""
+        parts = self.log_probabilities(tokens, labels, **options)
+        return torch.stack([p.double().sum(1) for p in parts]).sum(0)
+
+    @torch.no_grad()
+    def images(self, f_hat: Tensor) -> Tensor:
+        """Features (B, Cv, h, w) -> images (B, channels, height, width) in [0, 1]."""
+        return self.model.vae.fhat_to_img(f_hat).add_(1).mul_(0.5)
+
+    def __call__(self, labels: Tensor, **options: Any) -> Tensor:
+        """Images (B, channels, height, width) in [0, 1]; options as in `tokens`."""
+        return self.images(self.tokens(labels, **options)[1])
+
+
+def as_decoder(model: VAR | NextScaleDecoder, weights: str = "float32") -> NextScaleDecoder:
+    """Packs a model; a decoder stays as it is."""
+    return model if isinstance(model, NextScaleDecoder) else NextScaleDecoder(model, weights)
+
+
+def next_scale(model: VAR, labels: Tensor, **options: Any) -> Tensor:
+    """Sample images from a VAR model with native ops; see `NextScaleDecoder`.
+
+    Packs the weights at every call: build a `NextScaleDecoder` to sample more than once.
+    """
+    return NextScaleDecoder(model)(labels, **options)

@@ -1,0 +1,265 @@
+"""A VAR model packed for native calls, and its one primitive: a pass over consecutive scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...kv_cache import KVCache
+from ...masks import block_causal
+from ..layers import Norm, PackedLinear, Scratch, check_labels, float_tensor
+
+if TYPE_CHECKING:
+    from ...models.var import VAR
+    from ...models.var_layers import AdaLNSelfAttn
+
+
+class Block:
+    """One transformer block with packed weights."""
+
+    def __init__(self, block: AdaLNSelfAttn, dtype: str) -> None:
+        attn = block.attn
+        self.heads, self.head_dim = attn.num_heads, attn.head_dim
+        bias = torch.cat((attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias))
+        self.qkv = PackedLinear(attn.mat_qkv.weight, bias, dtype)
+        self.proj = PackedLinear.of(attn.proj, dtype)
+        self.fc1 = PackedLinear.of(block.ffn.fc1, dtype)
+        self.fc2 = PackedLinear.of(block.ffn.fc2, dtype)
+        self.norm = Norm(block.ln_wo_grad)
+        self.scale = attn.scale
+        self.q_scale = None
+        if attn.l2_norm:
+            self.q_scale = float_tensor(attn.scale_mul_1H11.clamp_max(attn.max_scale_mul).exp())
+            self.q_scale = self.q_scale.view(-1)
+
+    def __call__(
+        self,
+        x: Tensor,
+        six: Sequence[Tensor],
+        attend: Callable[[Tensor, Tensor], None],
+        scratch: Scratch,
+    ) -> None:
+        """x (B, l, C) is updated in place. attend: from the projection (B, l, 3C) to the mixed
+        values (B, l, C), by `Block.attend` with whoever's caches."""
+        batch, length, width = x.shape
+        gain1, gain2, scale1, scale2, shift1, shift2 = six
+        hidden = scratch.get("hidden", batch, length, width)
+        self.norm(x, hidden, scale=scale1, shift=shift1)
+        qkv = self.qkv(hidden, out=scratch.get("qkv", batch, length, 3 * width))
+        attend(qkv, hidden)
+        self.proj(hidden, gate=gain1, residual=x, out=x)
+        self.norm(x, hidden, scale=scale2, shift=shift2)
+        wide = scratch.get("wide", batch, length, self.fc1.out_features)
+        self.fc1(hidden, activation="gelu_tanh", out=wide)
+        self.fc2(wide, gate=gain2, residual=x, out=x)
+
+    def attend(
+        self,
+        qkv: Tensor,
+        cache: KVCache,
+        out: Tensor,
+        lengths: Sequence[int],
+        scratch: Scratch,
+        same_bits: bool = True,
+    ) -> None:
+        """qkv (B, l, 3C), the tokens of scales with these lengths, joins the cache; out (B, l, C)
+        is written."""
+        batch, length = qkv.shape[:2]
+        q = cache.append(
+            qkv.view(batch, length, 3, self.heads, self.head_dim),
+            q_scale=self.q_scale,
+            out=scratch.get("q", batch, self.heads, length, self.head_dim),
+        )
+        out = out.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        attend_scales(q, cache, out, lengths, self.scale, same_bits)
+
+
+def attend_scales(
+    q: Tensor, cache: KVCache, out: Tensor, lengths: Sequence[int], scale: float, same_bits: bool
+) -> None:
+    """Block-causal attention of the cache's last sum(lengths) tokens, q and out (B, H, L, D).
+
+    same_bits: one call per scale rather than one masked call, which is faster. Attention adds up in
+    an order that depends on the number of queries, and so each scale gets the bits that it has in a
+    pass of its own.
+    """
+    keys, values = cache.keys, cache.values
+    if len(lengths) == 1 or not same_bits:
+        mask = block_causal(lengths) if len(lengths) > 1 else None
+        ops.attention(q, keys, values, mask=mask, scale=scale, out=out)
+        return
+    begin, seen = 0, keys.shape[2] - sum(lengths)
+    for length in lengths:
+        rows = slice(begin, begin + length)
+        begin, seen = begin + length, seen + length
+        ops.attention(
+            q[:, :, rows], keys[:, :, :seen], values[:, :, :seen], scale=scale, out=out[:, :, rows]
+        )
+
+
+class Passes:
+    """What one model knows of a batch: its modulation, and keys and values of the scales so far.
+
+    Made by `PackedVAR.start`; `PackedVAR.run` adds scales, `rollback` forgets the last ones.
+    """
+
+    def __init__(self, model: PackedVAR, labels: Tensor, guided: bool, scales: int | None) -> None:
+        model.check_labels(labels)
+        self.batch, self.guided = len(labels), guided
+        given = torch.where(labels < 0, model.num_classes, labels)
+        if guided:
+            given = torch.cat((given, torch.full_like(given, model.num_classes)))
+        self.condition = model.module.class_emb(given)
+        self.sixes, self.head_six = model.modulation(self.condition)
+        self.scales = 0  # in the caches
+        self._ends = model.ends
+        room = model.ends[len(model.patch_nums) if scales is None else scales]
+        self.caches = [
+            KVCache(len(given), block.heads, block.head_dim, room, like=model.positions)
+            for block in model.blocks
+        ]
+
+    def rollback(self, scales: int) -> None:
+        """Forgets all but the first `scales` scales."""
+        self.scales = min(self.scales, scales)
+        for cache in self.caches:
+            cache.rollback(self._ends[self.scales])
+
+
+class PackedVAR:
+    """A VAR model packed once for native calls.
+
+    Args:
+        model: a `pixleap.models.VAR`, on the CPU.
+        weights: "float32", or "bfloat16" for half the weight traffic at bfloat16 precision.
+    """
+
+    def __init__(self, model: VAR, weights: str = "float32") -> None:
+        self.module = model
+        self.patch_nums, self.num_classes = model.patch_nums, model.num_classes
+        self.width, self.vocabulary = model.C, model.V
+        self.lengths = tuple(side * side for side in model.patch_nums)
+        self.ends = (0, *accumulate(self.lengths))  # tokens before each scale, and in all
+        blocks: Any = model.blocks
+        self.blocks = [Block(block, weights) for block in blocks]
+        self.head = PackedLinear.of(model.head, weights)
+        self.head_norm = Norm(model.head_nm.ln_wo_grad)
+        self.word_embed = PackedLinear.of(model.word_embed)
+        positions = model.lvl_embed(model.lvl_1L) + model.pos_1LC
+        self.positions = float_tensor(positions[0])
+        self.scratch = Scratch(self.positions)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights and of what is used unpacked (embeddings, modulation)."""
+        packed = [self.head, self.word_embed]
+        for block in self.blocks:
+            packed += [block.qkv, block.proj, block.fc1, block.fc2]
+        module: Any = self.module
+        used = [module.class_emb, module.head_nm.ada_lin, module.shared_ada_lin]
+        used += [b.ada_lin for b in module.blocks if not b.shared_aln]
+        loose = [p for part in used for p in part.parameters()]
+        loose += [self.positions, *(linear.packed for linear in packed)]
+        return sum(t.numel() * t.element_size() for t in loose)
+
+    def cache_bytes(self, batch: int, scales: int, guided: bool = True) -> int:
+        """Bytes of the keys and values of `scales` scales of `batch` images."""
+        rows = batch * (2 if guided else 1)
+        return sum(
+            2 * rows * block.heads * block.head_dim * self.ends[scales] * 4 for block in self.blocks
+        )
+
+    def modulation(self, condition: Tensor) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """Six vectors (B, C) per block, and the head's scale and shift: once per image."""
+        module = self.module
+        shared = module.shared_ada_lin(condition)
+        sixes = []
+        blocks: Any = module.blocks
+        for block in blocks:
+            if block.shared_aln:
+                six = (block.ada_gss + shared)[:, 0]
+            else:
+                six = block.ada_lin(condition).view(len(condition), 6, -1)
+            sixes.append([t.contiguous() for t in six.unbind(1)])
+        scale, shift = module.head_nm.ada_lin(condition).view(len(condition), 2, -1).unbind(1)
+        return sixes, [scale.contiguous(), shift.contiguous()]
+
+    def start(self, labels: Tensor, *, guided: bool = True, scales: int | None = None) -> Passes:
+        """Begins a batch. labels (B,) int64, negative for none; guided: with the half without
+        labels; scales: how many the caches must hold (default: all).
+
+        Raises:
+            ValueError: labels that are no integers (B,) or too large.
+        """
+        return Passes(self, labels, guided, scales)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Labels are integers (B,) up to num_classes.
+
+        Raises:
+            ValueError: they are not.
+        """
+        check_labels("next_scale", labels, labels.numel(), self.num_classes)
+
+    def embed(self, passes: Passes, maps: Sequence[Tensor], stop: int, out: Tensor) -> None:
+        """Input (rows, l, C) of the scales that the caches lack, up to `stop`."""
+        ends, first, batch = self.ends, passes.scales, passes.batch
+        for scale in range(first, stop):
+            part = out[:, ends[scale] - ends[first] : ends[scale + 1] - ends[first]]
+            position = self.positions[ends[scale] : ends[scale + 1]]
+            if scale == 0:
+                torch.add(passes.condition[:, None] + self.module.pos_start, position, out=part)
+                continue
+            position = position.expand(batch, -1, -1)
+            for half in part.split(batch) if batch else ():
+                self.word_embed(maps[scale], residual=position, out=half)
+
+    def logits(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Last hidden states (B, l, C) -> logits (B, l, V), a buffer that the next call
+        overwrites."""
+        hidden = self.scratch.get("hidden", *x.shape)
+        self.head_norm(x, hidden, scale=scale, shift=shift)
+        return self.head(hidden, out=self.scratch.get("logits", *x.shape[:2], self.vocabulary))
+
+    def run(
+        self,
+        passes: Passes,
+        maps: Sequence[Tensor],
+        stop: int,
+        *,
+        logits_from: int | None = None,
+        same_bits: bool = True,
+    ) -> list[Tensor]:
+        """One block-causal pass over the scales from the first uncached one to before `stop`.
+
+        maps: maps[k] (B, n_k, Cv) is the input of scale k, read where k > 0. logits_from: first
+        scale whose logits are wanted (default: all of the pass; `stop` for none). same_bits: every
+        scale has the bits that it has in a pass of its own; without, attention is one masked call.
+
+        Returns:
+            Per scale the logits (B, n_k, V), or (2B, n_k, V) with those without label below:
+            views of one buffer that the next pass overwrites.
+        """
+        first, ends = passes.scales, self.ends
+        lengths = self.lengths[first:stop]
+        x = self.scratch.get("x", len(passes.condition), ends[stop] - ends[first], self.width)
+        self.embed(passes, maps, stop, x)
+        for block, six, cache in zip(self.blocks, passes.sixes, passes.caches, strict=True):
+
+            def attend(
+                qkv: Tensor, out: Tensor, block: Block = block, cache: KVCache = cache
+            ) -> None:
+                block.attend(qkv, cache, out, lengths, self.scratch, same_bits)
+
+            block(x, six, attend, self.scratch)
+        passes.scales = stop
+        begin = first if logits_from is None else logits_from
+        if begin >= stop:
+            return []
+        logits = self.logits(x[:, ends[begin] - ends[first] :], *passes.head_six)
+        return list(logits.split(self.lengths[begin:stop], dim=1))
