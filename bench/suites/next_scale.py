@@ -2,9 +2,9 @@
 continuous batching.
 
 The peer is `models.VAR.autoregressive_infer_cfg`, which does what the official code does, in the
-same process with the same weights and, where outputs are compared, the same Gumbel noise. VAR-d16 at
-256 px has random weights with open gates; the other tables use the embedded digit models. The VAE
-decoder is left out everywhere but in the Frechet distances.
+same process with the same weights and, where outputs are compared, the same Gumbel noise. VAR-d16
+at 256 px has random weights with open gates; the other tables use the embedded digit models. The
+VAE decoder is left out everywhere but in the Frechet distances.
 """
 
 from __future__ import annotations
@@ -103,16 +103,16 @@ def end_to_end() -> list[str]:
                 )
 
         times: list[list[float]] = [[], []]
-        memory = [0.0, 0.0]
+        memory, results = [0.0, 0.0], [None, None]
         for _ in range(rounds):
             for i, f in enumerate((ours, peer)):
                 spent, memory[i], result = seconds_and_memory(f)
                 times[i].append(spent)
-                tokens = result if i == 0 else tokens
+                results[i] = result
         equal = ""
         if noise is not None:
             peer(own_draw=draw)
-            same = sum(int((a == b).sum()) for a, b in zip(tokens, drawn, strict=True))
+            same = sum(int((a == b).sum()) for a, b in zip(results[0], drawn, strict=True))
             equal = f"{same} of {batch * model.L}"
         mine, theirs = (statistics.median(t) for t in times)
         ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
@@ -142,9 +142,9 @@ def speculation() -> list[str]:
     heads = " | ".join(f"{n}x{n}" for n in target.patch_nums[:-1])
     lines = [
         "Digits, one at a time (mean of 100). Acceptance: share of drafted scales that were kept",
-        "whole, of those reached; int8 and int4 are emulated (float32 speed). Up to three scales are",
-        "drafted before each pass; time is of plain decoding over that of the row, and for `auto` of",
-        "the number that its measured plan chose.",
+        "whole, of those reached; int8 and int4 are emulated (float32 speed). Up to three scales",
+        "are drafted before each pass; time is of plain decoding over that of the row, and for",
+        "`auto` of the number that its measured plan chose.",
         "",
         f"| draft | rule | {heads} | target passes of {scales} | plain / time | auto |",
         "|---" * (scales + 4) + "|",
@@ -245,9 +245,9 @@ def batching() -> list[str]:
     plain = (time.perf_counter() - plain) / count
     lines = [
         f"Poisson arrivals of {count} digits, up to {size} at a time; loads relative to decoding",
-        f"one at a time ({1 / plain:.0f} per second). Static batches wait until {size} requests are",
-        "there (or none is to come), or take what is there; each runs to its end. The continuous",
-        "batcher's tokens of every request equal those of decoding it alone.",
+        f"one at a time ({1 / plain:.0f} per second). Static batches wait until {size} requests",
+        "are there (or none is to come), or take what is there; each runs to its end. The",
+        "continuous batcher's tokens of every request equal those of decoding it alone.",
         "",
         "| load | scheduler | requests per second | mean latency |",
         "|---|---|---|---|",
