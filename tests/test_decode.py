@@ -13,6 +13,9 @@ from pixleap.decode import FlowDecoder, Frontier, NextScaleDecoder, Sequential
 from pixleap.models import TarFlow
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 def random_flow(side: int, classes: int = 3, nvp: bool = True) -> TarFlow:
     torch.manual_seed(side)
     model = TarFlow(1, side, 1, 32, 2, 2, head_dim=16, num_classes=classes, nvp=nvp)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,16 +105,18 @@ class ContinuousBatcher:
         for r, h, n, (a, b) in zip(active, halves, lengths, cuts, strict=True):
             out = x[a:b].view(h, n, packed.width)
             packed.embed(r.passes, r.pyramid.maps, r.passes.scales + 1, out)
-        # Which modulation vector each row has, among those of all requests.
-        owner = torch.arange(sum(halves)).repeat_interleave(
-            torch.tensor([n for h, n in zip(halves, lengths, strict=True) for _ in range(h)])
-        )
 
-        def gather(vectors: list[Tensor]) -> Tensor:
-            return torch.cat(vectors)[owner]
+        def spread(name: str, vectors: list[Tensor]) -> Tensor:
+            """Of every request (h, k, C) -> (rows, k, C). NumPy copies on this thread: torch's
+            threads would spin on the cores that the next native call needs."""
+            out = packed.scratch.get(name, rows, *vectors[0].shape[1:])
+            for v, h, n, (a, b) in zip(vectors, halves, lengths, cuts, strict=True):
+                part = out[a:b].view(h, n, *v.shape[1:]).numpy()
+                np.copyto(part, v.numpy()[:, None])
+            return out
 
         for i, block in enumerate(packed.blocks):
-            six = [gather([r.passes.sixes[i][v] for r in active]) for v in range(6)]
+            six = spread("six", [r.passes.sixes[i] for r in active])
 
             def attend(qkv: Tensor, out: Tensor, i: int = i, block: Block = block) -> None:
                 for r, h, n, (a, b) in zip(active, halves, lengths, cuts, strict=True):
@@ -125,8 +128,7 @@ class ContinuousBatcher:
             block(x, six, attend, packed.scratch)
         for r in active:
             r.passes.scales += 1
-        scale, shift = (gather([r.passes.head_six[v] for r in active]) for v in range(2))
-        logits = packed.logits(x, scale, shift)
+        logits = packed.logits(x, spread("pair", [r.passes.head_pair for r in active]))
         parts = zip(halves, lengths, cuts, strict=True)
         return [logits[a:b].view(h, n, -1) for h, n, (a, b) in parts]
 

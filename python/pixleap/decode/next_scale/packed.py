@@ -31,6 +31,10 @@ class Block:
         self.fc1 = PackedLinear.of(block.ffn.fc1, dtype)
         self.fc2 = PackedLinear.of(block.ffn.fc2, dtype)
         self.norm = Norm(block.ln_wo_grad)
+        # Its own projection of the class to six vectors, or an offset to the shared one's.
+        ada: Any = None if block.shared_aln else block.ada_lin
+        self.modulate: Any = None if ada is None else PackedLinear.of(ada[1], dtype)
+        self.ada_gss: Any = None if ada is not None else float_tensor(block.ada_gss).flatten(0, 2)
         self.scale = attn.scale
         self.q_scale = None
         if attn.l2_norm:
@@ -40,14 +44,15 @@ class Block:
     def __call__(
         self,
         x: Tensor,
-        six: Sequence[Tensor],
+        six: Tensor,
         attend: Callable[[Tensor, Tensor], None],
         scratch: Scratch,
     ) -> None:
-        """x (B, l, C) is updated in place. attend: from the projection (B, l, 3C) to the mixed
-        values (B, l, C), by `Block.attend` with whoever's caches."""
+        """x (B, l, C) is updated in place. six: (B, 6, C) of `PackedVAR.modulation`. attend: from
+        the projection (B, l, 3C) to the mixed values (B, l, C), by `Block.attend` with whoever's
+        caches."""
         batch, length, width = x.shape
-        gain1, gain2, scale1, scale2, shift1, shift2 = six
+        gain1, gain2, scale1, scale2, shift1, shift2 = six.unbind(1)
         hidden = scratch.get("hidden", batch, length, width)
         self.norm(x, hidden, scale=scale1, shift=shift1)
         qkv = self.qkv(hidden, out=scratch.get("qkv", batch, length, 3 * width))
@@ -115,7 +120,7 @@ class Passes:
         if guided:
             given = torch.cat((given, torch.full_like(given, model.num_classes)))
         self.condition = model.module.class_emb(given)
-        self.sixes, self.head_six = model.modulation(self.condition)
+        self.sixes, self.head_pair = model.modulation(self.condition)
         self.scales = 0  # in the caches
         self._ends = model.ends
         room = model.ends[len(model.patch_nums) if scales is None else scales]
@@ -149,6 +154,12 @@ class PackedVAR:
         self.blocks = [Block(block, weights) for block in blocks]
         self.head = PackedLinear.of(model.head, weights)
         self.head_norm = Norm(model.head_nm.ln_wo_grad)
+        head: Any = model.head_nm.ada_lin
+        shared: Any = model.shared_ada_lin
+        self.head_modulate = PackedLinear.of(head[1], weights)
+        self.shared_modulate: PackedLinear | None = None
+        if isinstance(shared, torch.nn.Sequential):
+            self.shared_modulate = PackedLinear.of(shared[1], weights)
         self.word_embed = PackedLinear.of(model.word_embed)
         positions = model.lvl_embed(model.lvl_1L) + model.pos_1LC
         self.positions = float_tensor(positions[0])
@@ -156,15 +167,14 @@ class PackedVAR:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights and of what is used unpacked (embeddings, modulation)."""
-        packed = [self.head, self.word_embed]
+        """Bytes of the packed weights and of the embeddings, which are used unpacked."""
+        packed = [self.head, self.word_embed, self.head_modulate]
+        packed += [] if self.shared_modulate is None else [self.shared_modulate]
         for block in self.blocks:
             packed += [block.qkv, block.proj, block.fc1, block.fc2]
-        module: Any = self.module
-        used = [module.class_emb, module.head_nm.ada_lin, module.shared_ada_lin]
-        used += [b.ada_lin for b in module.blocks if not b.shared_aln]
-        loose = [p for part in used for p in part.parameters()]
-        loose += [self.positions, *(linear.packed for linear in packed)]
+            packed += [] if block.modulate is None else [block.modulate]
+        loose = [self.module.class_emb.weight, self.positions]
+        loose += [linear.packed for linear in packed]
         return sum(t.numel() * t.element_size() for t in loose)
 
     def cache_bytes(self, batch: int, scales: int, guided: bool = True) -> int:
@@ -174,20 +184,18 @@ class PackedVAR:
             2 * rows * block.heads * block.head_dim * self.ends[scales] * 4 for block in self.blocks
         )
 
-    def modulation(self, condition: Tensor) -> tuple[list[list[Tensor]], list[Tensor]]:
-        """Six vectors (B, C) per block, and the head's scale and shift: once per image."""
-        module = self.module
-        shared = module.shared_ada_lin(condition)
-        sixes = []
-        blocks: Any = module.blocks
-        for block in blocks:
-            if block.shared_aln:
-                six = (block.ada_gss + shared)[:, 0]
-            else:
-                six = block.ada_lin(condition).view(len(condition), 6, -1)
-            sixes.append([t.contiguous() for t in six.unbind(1)])
-        scale, shift = module.head_nm.ada_lin(condition).view(len(condition), 2, -1).unbind(1)
-        return sixes, [scale.contiguous(), shift.contiguous()]
+    def modulation(self, condition: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Once per image: per block six vectors (B, 6, C), and the head's scale and shift
+        (B, 2, C). Native calls, so that no thread of torch spins on a core they need."""
+        rows, width = condition.shape
+        x = torch.nn.functional.silu(condition)[:, None]
+        if self.shared_modulate is None:
+            sixes = [block.modulate(x) for block in self.blocks]
+        else:
+            shared = self.shared_modulate(x)
+            sixes = [shared + block.ada_gss.view(1, 1, -1) for block in self.blocks]
+        sixes = [six.view(rows, 6, width) for six in sixes]
+        return sixes, self.head_modulate(x).view(rows, 2, width)
 
     def start(self, labels: Tensor, *, guided: bool = True, scales: int | None = None) -> Passes:
         """Begins a batch. labels (B,) int64, negative for none; guided: with the half without
@@ -219,9 +227,10 @@ class PackedVAR:
             for half in part.split(batch) if batch else ():
                 self.word_embed(maps[scale], residual=position, out=half)
 
-    def logits(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Last hidden states (B, l, C) -> logits (B, l, V), a buffer that the next call
-        overwrites."""
+    def logits(self, x: Tensor, pair: Tensor) -> Tensor:
+        """Last hidden states (B, l, C), scale and shift (B, 2, C) -> logits (B, l, V), a buffer
+        that the next call overwrites."""
+        scale, shift = pair.unbind(1)
         hidden = self.scratch.get("hidden", *x.shape)
         self.head_norm(x, hidden, scale=scale, shift=shift)
         return self.head(hidden, out=self.scratch.get("logits", *x.shape[:2], self.vocabulary))
@@ -261,5 +270,5 @@ class PackedVAR:
         begin = first if logits_from is None else logits_from
         if begin >= stop:
             return []
-        logits = self.logits(x[:, ends[begin] - ends[first] :], *passes.head_six)
+        logits = self.logits(x[:, ends[begin] - ends[first] :], passes.head_pair)
         return list(logits.split(self.lengths[begin:stop], dim=1))
