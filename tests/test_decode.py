@@ -12,7 +12,6 @@ import pixleap as px
 from pixleap.decode import FlowDecoder, Frontier, NextScaleDecoder, Sequential
 from pixleap.models import TarFlow
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -158,7 +158,7 @@ class PackedVAR:
         shared: Any = model.shared_ada_lin
         self.head_modulate = PackedLinear.of(head[1], weights)
         self.shared_modulate: PackedLinear | None = None
-        if isinstance(shared, torch.nn.Sequential):
+        if not isinstance(shared, torch.nn.Identity):
             self.shared_modulate = PackedLinear.of(shared[1], weights)
         self.word_embed = PackedLinear.of(model.word_embed)
         positions = model.lvl_embed(model.lvl_1L) + model.pos_1LC
