@@ -13,13 +13,8 @@ import pixleap as px
 @pytest.fixture(autouse=True)
 def restore() -> Iterator[None]:
     isa, threads, torch_threads = px.isa(), px.num_threads(), torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, and no spinning threads on the cores of others
     yield
     px.set_isa(isa)
     px.set_num_threads(threads)
     torch.set_num_threads(torch_threads)
-
-
-@pytest.fixture
-def one_thread(restore: None) -> None:
-    """torch sums in one order."""
-    torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pixleap.caching import DeltaCache, FirstBlockCache, Forecast, apply_cache
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.usefixtures("one_thread", "inference")
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture

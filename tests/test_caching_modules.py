@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import pixleap as px
 from pixleap.caching import DeltaCache, FirstBlockCache, Forecast, apply_cache
 
-pytestmark = pytest.mark.usefixtures("one_thread", "inference")
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ torch = pytest.importorskip("torch")
 from pixleap.cli import main  # noqa: E402
 from pixleap.cli.sample import parse_labels, parse_option  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def sample(*arguments: object) -> None:
     main(["sample", *map(str, arguments)])

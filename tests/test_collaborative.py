@@ -9,8 +9,6 @@ from next_scale_models import random_var, sibling
 from pixleap.decode import CollaborativeDecoder, NextScaleDecoder, collaborative
 from pixleap.decode.next_scale import Pyramid, Sampling
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LABELS = torch.tensor([0, 4, -1, 2, 2, 1])
 
 

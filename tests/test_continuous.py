@@ -11,8 +11,6 @@ from next_scale_models import random_var
 from pixleap.decode import ContinuousBatcher, NextScaleDecoder
 from pixleap.models import load_var
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 REQUESTS: list[tuple[int, dict[str, Any]]] = [
     (0, {"seed": 1}),
     (4, {"seed": 2, "cfg": 3.0, "top_k": 9}),

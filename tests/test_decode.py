@@ -12,8 +12,6 @@ import pixleap as px
 from pixleap.decode import FlowDecoder, Frontier, NextScaleDecoder, Sequential
 from pixleap.models import TarFlow
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def random_flow(side: int, classes: int = 3, nvp: bool = True) -> TarFlow:
     torch.manual_seed(side)

@@ -31,9 +31,6 @@ PEERS = {
 PEER_PROBABILITIES = (9.17555631e-4, 8.62053712e-4, 1.27524812e-3, 6.46333318e-4)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def random_state() -> dict[str, torch.Tensor]:
     """Weights that keep the scale of the signal, under the published file's names."""
     rng = np.random.default_rng(0)

@@ -52,7 +52,7 @@ SHAPE = (2, 3, 8, 8)
 
 
 @pytest.fixture(autouse=True)
-def quiet(one_thread: None) -> None:
+def quiet() -> None:
     diffusers.utils.logging.set_verbosity_error()
 
 

@@ -12,8 +12,6 @@ import pixleap as px
 from pixleap.decode import NextScaleDecoder
 from pixleap.models import VAR, VQVAE
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Official(torch.nn.Module):
     """Parameters and attributes of the official module, its buffers included."""

@@ -17,8 +17,6 @@ from pixleap.models import DiT, load_classifier, load_digits_dit, load_dit  # no
 from pixleap.models.checkpoint import save_checkpoint  # noqa: E402
 from pixleap.models.dit_load import EMBEDDED, infer_dit_config  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def small_dit(**settings: Any) -> DiT:
     """A random model whose gates are far from 0, so that every layer matters."""

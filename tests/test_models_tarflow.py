@@ -12,14 +12,6 @@ torch = pytest.importorskip("torch")
 from pixleap.models import TarFlow, load_classifier, load_tarflow, save_checkpoint  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small_flow(**changes) -> TarFlow:
     """Random weights, 3 x 3 patches of 2 x 2 pixels and 2 channels; no layer left at zero."""
     torch.manual_seed(0)

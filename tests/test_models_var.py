@@ -20,9 +20,6 @@ SIDES = (1, 2, 3, 4)
 DIGITS = Path(__file__).parent / "data" / "digits_held_out.npz"  # 4 per class, never trained on
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def small_vae(patch_nums: tuple[int, ...] = SIDES, **settings: Any) -> VQVAE:
     torch.manual_seed(0)
     base = {"vocab_size": 24, "z_channels": 8, "ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1,

@@ -14,8 +14,6 @@ from pixleap.decode.next_scale import Pyramid, Sampling
 from pixleap.decode.next_scale.sampling import SOFT_STREAM
 from pixleap.reference.philox import uniform_open, words
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LABELS = torch.tensor([0, 4, -1, 2, 2, 1])
 
 

@@ -244,7 +244,7 @@ CASES: dict[str, list[Case]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_coefficients(name: str, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_coefficients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Probed with one-hot inputs, both sides in float64."""
     diffusers.utils.logging.set_verbosity_error()
     differences = [compare(name, case, monkeypatch) for case in CASES[name]]
@@ -295,7 +295,7 @@ FINITE = [
 
 
 @pytest.mark.parametrize("steps", [8, 16])
-def test_every_combination_is_finite(steps: int, one_thread: None) -> None:
+def test_every_combination_is_finite(steps: int) -> None:
     """The product of the options that shape the last step. diffusers gives inf or NaN for many:
     UniPC with bh1, with predict_x0=False or without lower_order_final to sigma 0, and steps between
     equal levels."""

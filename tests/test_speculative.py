@@ -19,8 +19,6 @@ from pixleap.decode.next_scale import Sampling
 from pixleap.decode.speculative_run import Run, Verifier
 from pixleap.models import VAR, VQVAE, emulate_quantised_weights, load_var, load_var_draft
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 DRAWS, BATCH = 200_000, 20_000
 
 
