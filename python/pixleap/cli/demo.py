@@ -18,8 +18,16 @@ from torch import Tensor
 
 import pixleap as px
 
-from ..decode import FlowDecoder, FlowResult, Frontier, NextScaleDecoder, Sequential
-from ..models import load_classifier, load_tarflow, load_var
+from ..decode import (
+    CollaborativeDecoder,
+    FlowDecoder,
+    FlowResult,
+    Frontier,
+    NextScaleDecoder,
+    Sequential,
+    SpeculativeDecoder,
+)
+from ..models import load_classifier, load_tarflow, load_var, load_var_draft
 from ..reference.philox import uniform_open, words
 from . import pictures
 
@@ -28,6 +36,9 @@ VAR_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 64}
 FLOW_OPTIONS: dict[str, Any] = {"guidance": 1.0}
 FLOW_TEMPERATURE = 0.8  # of the noise
 FLOW_TOLERANCE = 1e-3
+DRAFTED = 2  # scales before each check
+SPECULATIVE = f"VAR, pixleap speculative ({DRAFTED} scales drafted)"
+CODE_SCALES = 3  # scales that the large model draws in collaborative decoding
 REPEATS = 5
 
 
@@ -88,10 +99,17 @@ def gumbel_noise(model: Any, samples: int, seed: int) -> list[Tensor]:
     ]
 
 
-def run_var(seed: int, tick: Callable[[str], None]) -> list[Row]:
-    """Plain loop and native decoder on the same noise: 100 digits at once, then one."""
+def run_var(seed: int, tick: Callable[[str], None]) -> tuple[list[Row], list[Tensor]]:
+    """Plain loop and native decoders on the same noise, 100 digits at once, then one; and ten
+    digits after each scale."""
     model = load_var()
-    decoder = NextScaleDecoder(model)
+    decoder, small = NextScaleDecoder(model), NextScaleDecoder(load_var_draft())
+    natives: dict[str, Callable[..., Tensor]] = {
+        "VAR, pixleap": decoder,
+        SPECULATIVE: SpeculativeDecoder(decoder, small, rule="coupled", drafted=DRAFTED),
+        f"VAR, pixleap CoDe ({CODE_SCALES} of {len(model.patch_nums)} scales by the large model)":
+            CollaborativeDecoder(decoder, small, CODE_SCALES),
+    }  # fmt: skip
     rows = []
     for labels in (LABELS, LABELS[30:31]):
         tick(f"VAR, {len(labels)} at a time")
@@ -101,17 +119,27 @@ def run_var(seed: int, tick: Callable[[str], None]) -> list[Row]:
             draw = lambda logits, scale: (logits + noise[scale]).argmax(-1)  # noqa: E731
             return model.autoregressive_infer_cfg(len(labels), labels, draw=draw, **VAR_OPTIONS)
 
-        def native(labels: Tensor = labels) -> Tensor:
-            return decoder(labels, seed=seed, **VAR_OPTIONS)
-
-        seconds, (a, b) = interleaved(plain, native)
-        same = int(((a - b).abs().amax(dim=(1, 2, 3)) < 1e-3).sum())
-        equal = f"{float((a - b).abs().max()):.1e} ({same} of {len(labels)} equal)"
-        rows += [
-            Row("VAR, plain PyTorch loop", len(labels), seconds[0], seconds[0], a, ""),
-            Row("VAR, pixleap", len(labels), seconds[1], seconds[0], b, equal),
+        if len(labels) > 1:  # drafting is for few images
+            names = [name for name in natives if name != SPECULATIVE]
+        else:
+            names = list(natives)
+        calls = [
+            lambda f=natives[n], labels=labels: f(labels, seed=seed, **VAR_OPTIONS) for n in names
         ]
-    return rows
+        seconds, (a, *images) = interleaved(plain, *calls)
+        rows.append(Row("VAR, plain PyTorch loop", len(labels), seconds[0], seconds[0], a, ""))
+        for name, t, b in zip(names, seconds[1:], images, strict=True):
+            same = int(((a - b).abs().amax(dim=(1, 2, 3)) < 1e-3).sum())
+            equal = f"{float((a - b).abs().max()):.1e} ({same} of {len(labels)} equal)"
+            difference = "" if "CoDe" in name else equal  # another model's digits
+            rows.append(Row(name, len(labels), t, seconds[0], b, difference))
+    scales: list[Tensor] = []
+
+    def keep(scale: int, f_hat: Tensor) -> None:
+        scales.append(decoder.images(f_hat.clone()))
+
+    decoder.tokens(LABELS[::10], seed=seed, progress=keep, **VAR_OPTIONS)
+    return rows, scales
 
 
 def run_flow(seed: int, tick: Callable[[str], None]) -> tuple[list[Row], FlowResult]:
@@ -207,12 +235,14 @@ def run(out: Path, seed: int = 0) -> None:
         def tick(text: str) -> None:
             progress.update(task, description=text, advance=1)
 
-        var_rows = run_var(seed, tick)
+        var_rows, scales = run_var(seed, tick)
         flow_rows, trace = run_flow(seed, tick)
         tick("scores and pictures")
         rows = [*var_rows, *flow_rows]
         score(rows)
         pictures.side_by_side(out / "var.png", var_rows[0].images, var_rows[1].images)
+        names = [f"{n} x {n}" for n in load_var().patch_nums]
+        pictures.strip(out / "var_scales.png", scales, names)
         pictures.side_by_side(out / "tarflow.png", flow_rows[0].images, flow_rows[2].images)
         pictures.trace(out / "tarflow_trace.png", trace)
         pictures.residuals(out / "tarflow_residuals.png", trace)

@@ -42,10 +42,16 @@ def side_by_side(path: Path, plain: Tensor, native: Tensor) -> None:
 def trace(path: Path, result: FlowResult) -> None:
     """From noise (top) to image (bottom) through the blocks, one column per class."""
     rows = [s.clamp(-2, 2) / 4 + 0.5 for s in result.sequence]
+    names = ["noise", *(f"block {i}" for i in range(1, len(rows)))]
+    strip(path, rows, names)
+
+
+def strip(path: Path, rows: list[Tensor], names: list[str]) -> None:
+    """One row of images (N, 1, h, w) in [0, 1] for every name."""
     figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.9 * len(rows)), dpi=110)
-    for i, (axis, images) in enumerate(zip(axes, rows, strict=True)):
+    for axis, images, name in zip(axes, rows, names, strict=True):
         axis.imshow(grid(images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_ylabel("noise" if i == 0 else f"block {i}", rotation=0, ha="right", va="center")
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.set_xticks([])
         axis.set_yticks([])
     figure.tight_layout()
