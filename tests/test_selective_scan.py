@@ -1,4 +1,5 @@
-"""selective_scan beyond its cases: continued scans, extreme steps, aliasing, errors."""
+"""selective_scan beyond its cases: continued scans, extreme steps, aliasing, errors, and
+the M-VAR-style blocks on it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import pixleap as px
+from pixleap.models.mvar_mixer import MVARMixer
 
 from cases.selective_scan import make, peer
 from harness import to_torch
@@ -133,3 +135,49 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"'y' expected memory apart from 'delta'"):
         big = torch.zeros(2, 5, 6)
         scan(u, big[:, 1:], a, b, c, out=(big[:, :4], torch.zeros(2, 6, 3)))
+
+
+LENGTHS = (1, 4, 9, 16, 36)
+
+
+def mixer() -> MVARMixer:
+    torch.manual_seed(0)
+    return MVARMixer(width=48, depth=3, heads=4, states=16).eval()
+
+
+def test_mixer_scale_by_scale_is_the_full_pass(one_thread: None) -> None:
+    model, x = mixer(), torch.randn(2, sum(LENGTHS), 48)
+    whole, last = model(x, LENGTHS)
+    states, parts = None, []
+    for part in x.split(LENGTHS, 1):
+        y, states = model(part, (part.shape[1],), states)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
+    for state, other in zip(states, last, strict=True):
+        torch.testing.assert_close(state.scan, other.scan, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(state.taps, other.taps, rtol=1e-5, atol=1e-5)
+
+
+def test_mixer_sees_what_it_says(one_thread: None) -> None:
+    """A scale sees all of itself and the coarser ones, nothing of the finer ones."""
+    model, x = mixer(), torch.randn(1, sum(LENGTHS), 48)
+    whole, _ = model(x, LENGTHS)
+    changed = x.clone()
+    changed[:, 13] = torch.randn(48)  # the last token of the third scale
+    y, _ = model(changed, LENGTHS)
+    moved = (y - whole).abs().amax(-1)[0]
+    assert (moved[:5] == 0).all()
+    assert (moved[5:14] > 1e-6).all()  # attention inside the scale
+    assert (moved[14:] > 1e-6).sum() > 20  # the scan beyond it
+
+
+def test_mixer_errors() -> None:
+    model, x = mixer(), torch.zeros(1, 5, 48)
+    with pytest.raises(
+        ValueError, match=r"MVARMixer: argument 'lengths' .* add up to 5 .*\(1, 9\)"
+    ):
+        model(x, (1, 9))
+    with pytest.raises(ValueError, match=r"MVARMixer: argument 'states' expected 3, .* got 0"):
+        model(x, (1, 4), [])
+    with pytest.raises(ValueError, match=r"'heads' expected a divisor of 48, got 5"):
+        MVARMixer(48, 1, 5)
