@@ -2,6 +2,13 @@
 masked diffusion over tokens, raster-scan autoregression."""
 
 from .diffusion import diffusion, noise_schedule
+from .distilled import (
+    DistilledResult,
+    DistilledStudent,
+    DistilledTeacher,
+    NoiseMapping,
+    distilled,
+)
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
 from .masked_diffusion import (
     Ancestral,
@@ -16,6 +23,9 @@ from .token_draws import TokenSampling
 
 __all__ = [
     "Ancestral",
+    "DistilledResult",
+    "DistilledStudent",
+    "DistilledTeacher",
     "FirstHitting",
     "FlowDecoder",
     "FlowResult",
@@ -24,12 +34,14 @@ __all__ = [
     "MaskGIT",
     "MaskedDiffusionResult",
     "NextScaleDecoder",
+    "NoiseMapping",
     "RasterModel",
     "RasterResult",
     "Sequential",
     "Speculative",
     "TokenSampling",
     "diffusion",
+    "distilled",
     "gs_jacobi",
     "masked_diffusion",
     "next_scale",
