@@ -4,6 +4,13 @@ masked diffusion over tokens, raster-scan autoregression."""
 from .collaborative import CollaborativeDecoder, collaborative
 from .continuous import ContinuousBatcher
 from .diffusion import diffusion, noise_schedule
+    DistilledResult,
+    DistilledStudent,
+    DistilledTeacher,
+    NoiseMapping,
+    distilled,
+)
+from .distilled import (
 from .draft_plan import DraftPlan
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
 from .masked_diffusion import (
@@ -23,6 +30,9 @@ __all__ = [
     "Ancestral",
     "CollaborativeDecoder",
     "ContinuousBatcher",
+    "DistilledResult",
+    "DistilledStudent",
+    "DistilledTeacher",
     "DraftPlan",
     "FirstHitting",
     "FlowDecoder",
@@ -32,6 +42,7 @@ __all__ = [
     "MaskGIT",
     "MaskedDiffusionResult",
     "NextScaleDecoder",
+    "NoiseMapping",
     "RasterModel",
     "RasterResult",
     "Sequential",
@@ -41,6 +52,7 @@ __all__ = [
     "TokenSampling",
     "collaborative",
     "diffusion",
+    "distilled",
     "gs_jacobi",
     "masked_diffusion",
     "next_scale",

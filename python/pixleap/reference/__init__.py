@@ -24,6 +24,7 @@ from .pairwise_topk import pairwise_topk
 from .random_normal import random_normal
 from .relaxed_accept import relaxed_accept
 from .sample_tokens import sample_tokens
+from .selective_scan import selective_scan
 from .speculative_accept import speculative_accept
 from .systematic_resample import systematic_resample
 from .token_probabilities import token_probabilities
@@ -54,6 +55,7 @@ __all__ = [
     "random_normal",
     "relaxed_accept",
     "sample_tokens",
+    "selective_scan",
     "speculative_accept",
     "systematic_resample",
     "token_probabilities",

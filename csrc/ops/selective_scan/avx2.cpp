@@ -1,0 +1,1 @@
+#include "ops/selective_scan/kernel.inl"
