@@ -1,8 +1,10 @@
 """Sampling loops on the native ops: next-scale (VAR), Gauss-Seidel-Jacobi (TarFlow), diffusion,
 masked diffusion over tokens, raster-scan autoregression."""
 
+from .denoising import Head, SpeculativeDenoising
 from .diffusion import diffusion, noise_schedule
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
+from .mar import MARModel, MARResult, group_sizes, mar
 from .masked_diffusion import (
     Ancestral,
     FirstHitting,
@@ -20,7 +22,10 @@ __all__ = [
     "FlowDecoder",
     "FlowResult",
     "Frontier",
+    "Head",
     "Jacobi",
+    "MARModel",
+    "MARResult",
     "MaskGIT",
     "MaskedDiffusionResult",
     "NextScaleDecoder",
@@ -28,9 +33,12 @@ __all__ = [
     "RasterResult",
     "Sequential",
     "Speculative",
+    "SpeculativeDenoising",
     "TokenSampling",
     "diffusion",
+    "group_sizes",
     "gs_jacobi",
+    "mar",
     "masked_diffusion",
     "next_scale",
     "noise_schedule",
