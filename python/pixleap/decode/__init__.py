@@ -1,8 +1,9 @@
 """Sampling loops on the native ops: next-scale (VAR), Gauss-Seidel-Jacobi (TarFlow), diffusion,
-masked diffusion over tokens, raster-scan autoregression."""
+masked diffusion over tokens, raster-scan autoregression, continuous tokens (MAR, FlowAR)."""
 
 from .denoising import Head, SpeculativeDenoising
 from .diffusion import diffusion, noise_schedule
+from .flow_ar import FlowARHead, FlowARModel, FlowARResult, flow_ar
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
 from .mar import MARModel, MARResult, group_sizes, mar
 from .masked_diffusion import (
@@ -19,6 +20,9 @@ from .token_draws import TokenSampling
 __all__ = [
     "Ancestral",
     "FirstHitting",
+    "FlowARHead",
+    "FlowARModel",
+    "FlowARResult",
     "FlowDecoder",
     "FlowResult",
     "Frontier",
@@ -36,6 +40,7 @@ __all__ = [
     "SpeculativeDenoising",
     "TokenSampling",
     "diffusion",
+    "flow_ar",
     "group_sizes",
     "gs_jacobi",
     "mar",

@@ -14,6 +14,7 @@ arXiv:2501.05370). Tokens are independent given their conditions z and go on at 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -189,18 +190,25 @@ def transitions(function: str, plan: solvers.SolverPlan) -> np.ndarray:
 
 
 def denoise(
-    target: Conditioned, plan: solvers.SolverPlan, like: Array, key: Key, counts: Counts
+    target: Conditioned,
+    plan: solvers.SolverPlan,
+    like: Array,
+    key: Key,
+    counts: Counts,
+    start: Array | None = None,
 ) -> Array:
-    """(N, D) tokens by the plain chain; `like`: an array of this shape."""
+    """(N, ...) by the plain chain; `like`: an array of this shape; start: None draws it."""
     guided = target.uncond is not None
     run = solvers.Solver(
         plan,
         guidance=rules.CFG(target.scale) if guided else None,
         seed=key.seed,
         offset=key.run * RUN,
-        first_element=key.first * like.shape[1],
+        first_element=key.first * math.prod(like.shape[1:]),
     )
-    x = run.start(run.initial_noise(like, offset=START + key.run))
+    if start is None:
+        start = run.initial_noise(like, offset=START + key.run)
+    x = run.start(start)
     for time in run.timesteps:
         t = as_array(np.full(len(x), time, np.float32), x)
         x = run.step(*target.outputs(x, t))
