@@ -32,7 +32,7 @@ RUN = 1 << 32  # offsets that one chain may use
 
 
 class Head(Protocol):
-    """Anything that can be called so, as the head of MAR or of FlowAR."""
+    """Anything that can be called so."""
 
     def __call__(self, x: Array, t: Array, z: Array) -> Array:
         """Prediction for tokens of independent conditions and times.

@@ -111,7 +111,7 @@ def mar(
         tokens: (B, L, D) float32 NumPy array or torch tensor: known tokens; the others count for
             nothing. Not written to.
         plan: of `px.solvers.solver_plan`; MAR's own is "ddpm" with 100 steps on a cosine `vp`
-            schedule.
+            schedule, but with the variance of a step learnt, where a plan's is fixed.
         steps: model calls; 64 is MAR's number for 256 tokens.
         known: (B, L) bool, the same number in every sample; None: no token is known.
         orders: (B, L) int64 permutations of the positions, in which tokens are drawn (known ones
