@@ -263,3 +263,29 @@ def test_weak_order(name, order, kind, options):
 def test_weak_order_at_least_two(name, options):
     """Higher orders are hidden by first steps that have no history."""
     assert weak_slopes(name, "ve", **options)[-1] > 1.95
+
+
+@pytest.mark.parametrize(
+    "name", ["ddim", "euler", "dpmpp_1m", "dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "dpmpp_3s", "unipc",
+             "unipc_3", "heun", "lms"]
+)  # fmt: skip
+def test_flows_start_from_pure_noise(name: str) -> None:
+    """At sigma 1 there is no signal and lambda is infinite; the noise must not be lost there. On
+    Gaussian data, mean m and deviation s, the flow takes the noise z to m + s z."""
+    schedule, z, m, s = solvers.NoiseSchedule.flow(), np.full((1, 4), 1.3), 0.5, 0.3
+    errors = []
+    for steps in (16, 64):
+        plan = solvers.solver_plan(
+            name, schedule, "linspace", steps=steps, prediction_type="flow_prediction"
+        )
+        assert plan.points[0].sigma == 1.0
+        solver = solvers.Solver(plan)
+        x = solver.start(z.copy())
+        for stage in plan.stages:
+            alpha, sigma = stage.point.alpha, stage.point.sigma
+            share = alpha * s**2 / (alpha**2 * s**2 + sigma**2)
+            denoised = m + share * (x - alpha * m)
+            x = solver.step((x - alpha * denoised) / sigma - denoised)
+        errors.append(float(abs(x - (m + s * z)).max()))
+    assert errors[1] < 0.04
+    assert errors[1] < errors[0] / 3

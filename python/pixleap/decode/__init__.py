@@ -1,18 +1,22 @@
 """Sampling loops on the native ops: next-scale (VAR), Gauss-Seidel-Jacobi (TarFlow), diffusion,
-masked diffusion over tokens, raster-scan autoregression."""
+masked diffusion over tokens, raster-scan autoregression, continuous tokens (MAR, FlowAR), Distilled
+Decoding."""
 
 from .collaborative import CollaborativeDecoder, collaborative
 from .continuous import ContinuousBatcher
+from .denoising import Head, SpeculativeDenoising
 from .diffusion import diffusion, noise_schedule
+from .distilled import (
     DistilledResult,
     DistilledStudent,
     DistilledTeacher,
     NoiseMapping,
     distilled,
 )
-from .distilled import (
 from .draft_plan import DraftPlan
+from .flow_ar import FlowARHead, FlowARModel, FlowARResult, flow_ar
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
+from .mar import MARModel, MARResult, group_sizes, mar
 from .masked_diffusion import (
     Ancestral,
     FirstHitting,
@@ -35,10 +39,16 @@ __all__ = [
     "DistilledTeacher",
     "DraftPlan",
     "FirstHitting",
+    "FlowARHead",
+    "FlowARModel",
+    "FlowARResult",
     "FlowDecoder",
     "FlowResult",
     "Frontier",
+    "Head",
     "Jacobi",
+    "MARModel",
+    "MARResult",
     "MaskGIT",
     "MaskedDiffusionResult",
     "NextScaleDecoder",
@@ -48,12 +58,16 @@ __all__ = [
     "Sequential",
     "Speculative",
     "SpeculativeDecoder",
+    "SpeculativeDenoising",
     "SpeculativeResult",
     "TokenSampling",
     "collaborative",
     "diffusion",
     "distilled",
+    "flow_ar",
+    "group_sizes",
     "gs_jacobi",
+    "mar",
     "masked_diffusion",
     "next_scale",
     "noise_schedule",

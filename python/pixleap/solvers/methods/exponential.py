@@ -38,7 +38,7 @@ def integrate(
     values, points = zip(*nodes, strict=True)
     q, h = 1 + tau**2, b.lam - a.lam
     if sample:
-        kept = 0.0 if math.isinf(h) else b.sigma / a.sigma * math.exp(-(tau**2) * h)
+        kept = b.sigma / a.sigma * (math.exp(-(tau**2) * h) if tau else 1.0)
         if len(values) == 1 or math.isinf(h):
             w = [b.alpha * -math.expm1(-q * h)] + [0.0] * (len(values) - 1)
         else:
