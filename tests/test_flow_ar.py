@@ -172,7 +172,7 @@ def test_guidance_scale_of_every_scale() -> None:
     assert calls == [2] * count + [4] * 2 * count  # without guidance no second half
 
 
-def test_random_transformer_in_torch(one_thread: None) -> None:
+def test_random_transformer_in_torch() -> None:
     """A tiny causal transformer over scales and a head that mixes the map, as FlowAR's: prefixes do
     not depend on later scales, and the loop written out gives the same maps."""
     torch.manual_seed(0)

@@ -145,7 +145,7 @@ def mixer() -> MVARMixer:
     return MVARMixer(width=48, depth=3, heads=4, states=16).eval()
 
 
-def test_mixer_scale_by_scale_is_the_full_pass(one_thread: None) -> None:
+def test_mixer_scale_by_scale_is_the_full_pass() -> None:
     model, x = mixer(), torch.randn(2, sum(LENGTHS), 48)
     whole, last = model(x, LENGTHS)
     states, parts = None, []
@@ -158,7 +158,7 @@ def test_mixer_scale_by_scale_is_the_full_pass(one_thread: None) -> None:
         torch.testing.assert_close(state.taps, other.taps, rtol=1e-5, atol=1e-5)
 
 
-def test_mixer_sees_what_it_says(one_thread: None) -> None:
+def test_mixer_sees_what_it_says() -> None:
     """A scale sees all of itself and the coarser ones, nothing of the finer ones."""
     model, x = mixer(), torch.randn(1, sum(LENGTHS), 48)
     whole, _ = model(x, LENGTHS)
