@@ -3,6 +3,8 @@
 #include <cmath>
 #include <vector>
 
+#include "core/tokens.h"
+
 namespace pixleap {
 namespace {
 
@@ -16,19 +18,6 @@ void copy_strides(const View& v, int count, int64_t* strides) {
 int64_t square_root(int64_t count) {
   const auto root = static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(count))));
   return root * root == count ? root : -1;
-}
-
-void check_tokens(const Check& check, const View& tokens, int64_t vocabulary) {
-  for (int64_t b = 0; b < tokens.size(0); ++b) {
-    const int64_t* row = tokens.as<int64_t>() + b * tokens.stride(0);
-    for (int64_t i = 0; i < tokens.size(1); ++i) {
-      const int64_t token = row[i * tokens.stride(1)];
-      if (token < 0 || token >= vocabulary)
-        check.value(
-            false, "tokens", "values from 0 to " + std::to_string(vocabulary - 1),
-            std::to_string(token) + " at (" + std::to_string(b) + ", " + std::to_string(i) + ")");
-    }
-  }
 }
 
 void add_term(UpsampleTerms& t, int tap, int64_t at, double weight) {
