@@ -15,7 +15,7 @@ from .linear_form import LinearForm
 from .method import is_noise
 from .plan import Pass, SolverPlan
 from .schedule import Point
-from .stateless import MAX_OUTPUTS, Call, Noise, call_of
+from .stateless import MAX_OUTPUTS, Call, Noise, call_of, run_call
 
 
 class Guidance(Protocol):
@@ -235,19 +235,16 @@ class Solver:
                     ready.inputs[i] = self.noise(name)
 
     def _call(self, ready: _Ready, inputs: list[Array], coefficients: Any) -> None:
-        call = ready.call
-        ops.lincomb(
+        run_call(
+            ready.call,
             inputs,
             coefficients,
-            out=ready.out,
-            clamp=call.clamp,
+            ready.out,
             noise_scale=ready.noise_scale,
             seed=self.seed,
             offset=ready.offset,
             first_element=self.first_element,
         )
-        if call.threshold is not None:
-            ops.dynamic_threshold(ready.out[0], out=ready.out[0], **call.threshold)
 
     def step(self, *outputs: Array) -> Array:
         """The model's answer (with guidance: its answers) in, the next model input out; after the

@@ -137,16 +137,23 @@ def run_pass(
         values[name] = noise(name)
     like = values[call.inputs[0]]
     out = [empty(like, shape(like, "solver_step", call.inputs[0])) for _ in call.outputs]
-    ops.lincomb(
+    run_call(
+        call,
         [values[name] for name in call.inputs],
         call.coefficients,
-        out=out,
-        clamp=call.clamp,
+        out,
         noise_scale=call.noise_scale,
         seed=seed,
         offset=offset + (noises.index(call.noise) if call.noise else 0),
         first_element=first_element,
     )
+    values.update(zip(call.outputs, out, strict=True))
+
+
+def run_call(
+    call: Call, inputs: list[Array], coefficients: Any, out: list[Array], **noise: Any
+) -> None:
+    """The native calls of a pass; `noise`: arguments of `px.ops.lincomb`."""
+    ops.lincomb(inputs, coefficients, out=out, clamp=call.clamp, **noise)
     if call.threshold is not None:
         ops.dynamic_threshold(out[0], out=out[0], **call.threshold)
-    values.update(zip(call.outputs, out, strict=True))

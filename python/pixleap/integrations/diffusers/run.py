@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from ... import ops
 from ...solvers import LinearForm, SolverPlan
 from ...solvers.method import is_noise
-from ...solvers.stateless import Call, call_of
+from ...solvers.stateless import Call, call_of, run_call
 
 Noise = Callable[[], torch.Tensor]
 
@@ -120,14 +119,7 @@ class PlanRun:
                     tensor = self._buffer(name, sample, kept)
                 values[name] = tensor
                 out.append(tensor)
-            ops.lincomb(
-                [values[name] for name in call.inputs],
-                call.coefficients,
-                out=out,
-                clamp=call.clamp,
-            )
-            if call.threshold is not None:
-                ops.dynamic_threshold(out[0], out=out[0], **call.threshold)
+            run_call(call, [values[name] for name in call.inputs], call.coefficients, out)
         result = values[stage.result], values[original] if original else None
         for name in self._dead[k]:
             values.pop(name, None)
