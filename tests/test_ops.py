@@ -25,12 +25,14 @@ from harness import (
     to_torch,
 )
 
-CASES = list(all_cases())
-IDS = [f"{op}-{case.name}" for op, case in CASES]
 # Timed cases are large: every ISA computes them once, and what is said of layouts, threads and
 # neighbouring memory is tested on the small ones, and on all by the machine's own ISA for threads.
-SMALL = [(op, case) for op, case in CASES if case.peer is None]
-SMALL_IDS = [f"{op}-{case.name}" for op, case in SMALL]
+# `-m "not large"` leaves them out.
+CASES = [
+    pytest.param(op, case, id=f"{op}-{case.name}", marks=[pytest.mark.large] if case.peer else [])
+    for op, case in all_cases()
+]
+SMALL = [param for param in CASES if not param.marks]
 # In the environment a run is meant for one ISA (how CI forces the emulated ones).
 ISAS = px.available_isas()
 
@@ -41,7 +43,7 @@ def build(case: Case, dtype: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("op", "case"), CASES, ids=IDS)
+@pytest.mark.parametrize(("op", "case"), CASES)
 def test_equals_reference(op: str, case: Case, isa: str) -> None:
     px.set_isa(isa)
     for dtype in case.dtypes:
@@ -50,7 +52,7 @@ def test_equals_reference(op: str, case: Case, isa: str) -> None:
         assert_close(run_op(op, args, kwargs), expected, case, dtype)
 
 
-@pytest.mark.parametrize(("op", "case"), SMALL, ids=SMALL_IDS)
+@pytest.mark.parametrize(("op", "case"), SMALL)
 def test_strided_inputs(op: str, case: Case) -> None:
     args, kwargs = build(case, case.dtypes[0])
     expected = run_reference(op, args, kwargs)
@@ -63,7 +65,7 @@ def test_strided_inputs(op: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("op", "case"), SMALL, ids=SMALL_IDS)
+@pytest.mark.parametrize(("op", "case"), SMALL)
 def test_out_between_sentinels(op: str, case: Case, isa: str) -> None:
     if not case.has_out:
         return
@@ -87,7 +89,7 @@ def test_out_between_sentinels(op: str, case: Case, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("op", "case"), CASES, ids=IDS)
+@pytest.mark.parametrize(("op", "case"), CASES)
 def test_same_bits_for_any_thread_count(op: str, case: Case, isa: str) -> None:
     if case.peer is not None and isa != ISAS[-1]:
         return
@@ -102,7 +104,7 @@ def test_same_bits_for_any_thread_count(op: str, case: Case, isa: str) -> None:
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("op", "case"), SMALL, ids=SMALL_IDS)
+@pytest.mark.parametrize(("op", "case"), SMALL)
 def test_numpy_and_dlpack_inputs(op: str, case: Case) -> None:
     class Exported:  # nothing but the DLPack protocol
         def __init__(self, array: np.ndarray) -> None:
@@ -127,7 +129,7 @@ def test_numpy_and_dlpack_inputs(op: str, case: Case) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize(("op", "case"), CASES, ids=IDS)
+@pytest.mark.parametrize(("op", "case"), CASES)
 def test_cuda_equals_reference(op: str, case: Case) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU (torch.cuda.is_available() is False)")
