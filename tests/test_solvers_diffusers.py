@@ -18,7 +18,7 @@ diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not 
 from diffusers_probe import diffusers_map, float64, plan_map  # noqa: E402
 
 from pixleap.integrations.diffusers import base  # noqa: E402
-from pixleap.integrations.diffusers import run as plan_run  # noqa: E402
+from pixleap.solvers import stateless  # noqa: E402
 
 drop_ins = px.integrations.diffusers
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -74,7 +74,7 @@ def compare(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> float:
         times = theirs.timesteps[begin:]
         expected = diffusers_map(theirs, module, times, **call)
         if name in ("DDIMScheduler", "DDPMScheduler"):
-            monkeypatch.setattr(plan_run, "ops", ExactOps)
+            monkeypatch.setattr(stateless, "ops", ExactOps)
             got = diffusers_map(ours, base, times, **call)
         elif name == "PNDMScheduler":
             got = plan_map(ours._begin(int(times[0])).plan)
