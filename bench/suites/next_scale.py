@@ -32,7 +32,7 @@ from pixleap.models.var_quantised import emulate_quantised_weights
 
 OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
 DIGIT_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_p": 0.96}
-CASES = [("float32", 1, 3), ("float32", 8, 1), ("bfloat16", 1, 1)]  # weights, batch, rounds
+CASES = [("float32", 1, 2)]  # weights, batch, rounds
 DIGITS = torch.arange(10).repeat_interleave(20)
 
 
