@@ -59,8 +59,8 @@ def without_decoder(model: VAR) -> Iterator[None]:
 def end_to_end() -> list[str]:
     model = random_d16()
     lines = [
-        "VAR-d16, 256 px, cfg 1.5, top-k 900, top-p 0.96, seconds per batch. Equal: tokens that are",
-        "the same with the same noise.",
+        "VAR-d16, 256 px, cfg 1.5, top-k 900, top-p 0.96, seconds per batch. Equal: tokens that",
+        "are the same with the same noise.",
         "",
         "| weights | batch | pixleap | official loop | ratio | equal |",
         "|---|---|---|---|---|---|",
