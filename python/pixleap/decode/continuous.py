@@ -141,11 +141,8 @@ class ContinuousBatcher:
         scales = len(self.decoder.packed.patch_nums)
         for r, logits in zip(self._active, self._logits(), strict=True):
             scale = r.pyramid.scales
-            tokens = r.sampling.draw(logits, scale, scales)
-            codes = None
-            if r.sampling.more_smooth:
-                codes = r.sampling.soft_codes(logits, scale, scales, self.decoder.codebook.weight)
-            r.pyramid.add(tokens, codes)
+            book = self.decoder.codebook.weight
+            r.pyramid.add(*r.sampling.draw_with_codes(logits, scale, scales, book))
             if r.progress is not None:
                 r.progress(scale, r.pyramid.f_hat)
         done = [r for r in self._active if r.pyramid.scales == scales]

@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import guidance as rules
 from .. import ops, solvers
-from .._arrays import Array, empty, shape
+from .._arrays import Array, empty
 from ..solvers.method import is_noise
 from .token_draws import as_array, to_numpy
 
@@ -135,6 +135,25 @@ class Conditioned:
         return out
 
 
+def condition_pair(
+    function: str, z: Any, guidance_scale: float, size: tuple[int, ...]
+) -> tuple[Array, Array | None]:
+    """(cond, uncond or None without guidance) of a model's answer, each (B, L, C); size: (B, L)."""
+    pair = z if isinstance(z, tuple) else (z,)
+    if guidance_scale != 1 and len(pair) != 2:
+        raise ValueError(
+            f"{function}: argument 'model' expected to return (cond, uncond) with guidance_scale "
+            f"{guidance_scale:g}, got one array"
+        )
+    for part in pair:
+        if len(part.shape) != 3 or tuple(part.shape[:2]) != tuple(size):
+            raise ValueError(
+                f"{function}: argument 'model' expected to return ({size[0]}, {size[1]}, C), got "
+                f"{tuple(part.shape)}"
+            )
+    return pair[0], pair[1] if guidance_scale != 1 else None
+
+
 @dataclass(frozen=True)
 class Key:
     """Of the random streams: `run` numbers the chains of a seed, `first` is the index of the first
@@ -222,13 +241,13 @@ def denoise_speculatively(
     draft: Conditioned | None,
     most: int | None,
     plan: solvers.SolverPlan,
+    table: np.ndarray,
     like: Array,
     key: Key,
     counts: Counts,
 ) -> Array:
     """(N, D) tokens of the law of `denoise`, at most `most` steps drafted per round; draft None:
-    the target's last output of a token, frozen."""
-    table = transitions(target.function, plan)
+    the target's last output of a token, frozen. table: the plan's `transitions`."""
     most = len(table) if most is None else min(most, len(table))
     first = key.first * like.shape[1]
     x = solvers.Solver(plan, seed=key.seed, first_element=first).initial_noise(
@@ -377,14 +396,6 @@ class _Speculation:
             offset=offset or 0,
             first_element=self.key.first * self.x.shape[1],
         )
-
-
-def check_floats(function: str, name: str, x: Array, ndim: int) -> tuple[int, ...]:
-    """float32 with `ndim` dimensions; returns the shape."""
-    kind = str(getattr(x, "dtype", type(x).__name__)).removeprefix("torch.")
-    if kind != "float32":
-        raise TypeError(f"{function}: argument '{name}' expected a float32 array, got {kind}")
-    return shape(x, function, name, ndim)
 
 
 def _zeros(like: Array, size: tuple[int, ...]) -> Array:

@@ -16,10 +16,10 @@ import numpy as np
 
 from .. import ops, solvers
 from .._arrays import Array, empty
-from ..reference.next_scale_update import _upsampling
+from ..reference.next_scale_update import upsampling_matrix
 from ..solvers.schedule import choose
-from .denoising import Conditioned, Counts, Key, check_floats, denoise
-from .token_draws import as_array
+from .denoising import Conditioned, Counts, Key, condition_pair, denoise
+from .token_draws import as_array, check_floats
 
 UPSAMPLING = ("bicubic", "nearest")
 Progress = Callable[[int, int], None]
@@ -128,7 +128,9 @@ def flow_ar(
         shape = (batch, height * width, channels)
         if maps:
             inputs.append(_upsampled(maps[-1], sizes[k - 1], sizes[k], upsampling))
-        target = _conditioned(head, model(inputs, k), float(factors[k]), shape)
+        scale = float(factors[k])
+        cond, uncond = condition_pair("flow_ar", model(inputs, k), scale, shape[:2])
+        target = Conditioned("flow_ar", head, cond, uncond, scale)
         x = np.empty(shape, np.float32) if like is None else empty(like, shape, "float32")
         start = None
         if noise is not None:
@@ -162,26 +164,10 @@ def _per_scale(name: str, values: Any, scales: int, exact: bool = False) -> list
     return values if len(values) == scales else values * scales
 
 
-def _conditioned(head: FlowARHead, z: Any, scale: float, shape: tuple[int, ...]) -> Conditioned:
-    pair = z if isinstance(z, tuple) else (z,)
-    if scale != 1 and len(pair) != 2:
-        raise ValueError(
-            "flow_ar: argument 'model' expected to return (cond, uncond) with guidance_scale "
-            f"{scale:g}, got one array"
-        )
-    for part in pair:
-        if len(part.shape) != 3 or tuple(part.shape[:2]) != shape[:2]:
-            raise ValueError(
-                f"flow_ar: argument 'model' expected to return ({shape[0]}, {shape[1]}, C), got "
-                f"{tuple(part.shape)}"
-            )
-    return Conditioned("flow_ar", head, pair[0], pair[1] if scale != 1 else None, scale)
-
-
 def _matrix(n: int, m: int, mode: str) -> np.ndarray:
     """(m, n) interpolation along one axis."""
     if mode == "bicubic":
-        return _upsampling(n, m).astype(np.float32)
+        return upsampling_matrix(n, m).astype(np.float32)
     return np.eye(n, dtype=np.float32)[np.arange(m) * n // m]
 
 

@@ -22,14 +22,13 @@ from .denoising import (
     Head,
     Key,
     SpeculativeDenoising,
-    check_floats,
+    condition_pair,
     denoise,
     denoise_speculatively,
     tempered,
     transitions,
 )
-from .masked_diffusion import uniforms
-from .token_draws import as_array, copy_of, to_numpy
+from .token_draws import as_array, check_floats, copy_of, to_numpy, uniforms
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
 _ORDERS = -3  # offset of the random orders
@@ -139,8 +138,7 @@ def mar(
     batch, length, width = check_floats("mar", "tokens", tokens, 3)
     choose(guidance_schedule, GUIDANCE_SCHEDULES, "mar", "guidance_schedule")
     plan = tempered("mar", plan, temperature)
-    if decoder is not None:
-        transitions("mar", plan)
+    table = None if decoder is None else transitions("mar", plan)
     given = _known(known, batch, length)
     count = int(given[0].sum()) if batch else 0
     order = _orders(orders, given, count, seed, first_sample)
@@ -162,7 +160,7 @@ def mar(
         target = _conditioned(head, model(x, flags), at, scale, guidance_scale, x.shape)
         like = x[at].reshape(batch * size, width)
         key = Key(seed, i, first_sample * size)
-        if decoder is None:
+        if decoder is None or table is None:
             drawn = denoise(target, plan, like, key, counts)
         else:
             draft = None
@@ -172,7 +170,9 @@ def mar(
                 draft = _conditioned(decoder.head, z, at, scale, guidance_scale, x.shape)
             elif decoder.head is not None:
                 draft = Conditioned("mar", decoder.head, target.z, target.uncond, scale)
-            drawn = denoise_speculatively(target, draft, decoder.steps, plan, like, key, counts)
+            drawn = denoise_speculatively(
+                target, draft, decoder.steps, plan, table, like, key, counts
+            )
         x[at] = drawn.reshape(batch, size, width)
         given[sample, places] = True
         if progress is not None:
@@ -221,17 +221,6 @@ def _conditioned(
     head: Head, z: Any, at: tuple[Array, Array], scale: float, full: float, size: tuple[int, ...]
 ) -> Conditioned:
     """The head with the conditions of the positions `at`."""
-    pair = z if isinstance(z, tuple) else (z,)
-    if full != 1 and len(pair) != 2:
-        raise ValueError(
-            "mar: argument 'model' expected to return (cond, uncond) with guidance_scale "
-            f"{full:g}, got one array"
-        )
-    for part in pair:
-        if len(part.shape) != 3 or tuple(part.shape[:2]) != tuple(size[:2]):
-            raise ValueError(
-                f"mar: argument 'model' expected to return ({size[0]}, {size[1]}, C), got "
-                f"{tuple(part.shape)}"
-            )
-    rows = [part[at].reshape(-1, part.shape[2]) for part in pair]
-    return Conditioned("mar", head, rows[0], rows[1] if full != 1 else None, scale)
+    pair = condition_pair("mar", z, full, size[:2])
+    cond, uncond = (None if p is None else p[at].reshape(-1, p.shape[2]) for p in pair)
+    return Conditioned("mar", head, cond, uncond, scale)

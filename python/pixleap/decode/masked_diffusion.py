@@ -24,8 +24,15 @@ from typing import Any
 import numpy as np
 
 from .._arrays import Array
-from ..reference.philox import philox
-from .token_draws import TokenSampling, as_array, check_tokens, copy_of, rows_of, to_numpy
+from .token_draws import (
+    TokenSampling,
+    as_array,
+    check_tokens,
+    copy_of,
+    rows_of,
+    to_numpy,
+    uniforms,
+)
 
 Model = Callable[[Array, Array], Any]
 Progress = Callable[[int, int], None]
@@ -107,17 +114,6 @@ class MaskedDiffusionResult:
     tokens: Array
     calls: int
     times: np.ndarray
-
-
-def uniforms(shape: tuple[int, int], seed: int, offset: int, first_sample: int) -> np.ndarray:
-    """(B, L) float64 in (0, 1): 52 bits of the words 2e and 2e + 1 of the Philox stream, e the
-    element's index in the whole batch."""
-    batch, length = shape
-    first, count = first_sample * length, batch * length
-    groups = np.arange(first // 2, (first + count + 1) // 2, dtype=np.uint64)
-    pairs = philox(groups, seed, offset).astype(np.uint64).reshape(-1, 2)[first % 2 :][:count]
-    bits = (pairs[:, 0] << np.uint64(20)) | (pairs[:, 1] >> np.uint64(12))
-    return ((bits.astype(np.float64) + 0.5) * 2.0**-52).reshape(shape)
 
 
 def masked_diffusion(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from .._arrays import Array, is_torch
+from .._arrays import Array, is_torch, shape
+from ..reference.philox import philox
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class TokenSampling:
         """(B, L, V) float32 of what `draw` draws from."""
         logits, filters = self._filters(output)
         return ops.token_probabilities(logits, **filters)
+
+
+def uniforms(shape: tuple[int, int], seed: int, offset: int, first_sample: int) -> np.ndarray:
+    """(B, L) float64 in (0, 1): 52 bits of the words 2e and 2e + 1 of the Philox stream, e the
+    element's index in the whole batch."""
+    batch, length = shape
+    first, count = first_sample * length, batch * length
+    groups = np.arange(first // 2, (first + count + 1) // 2, dtype=np.uint64)
+    pairs = philox(groups, seed, offset).astype(np.uint64).reshape(-1, 2)[first % 2 :][:count]
+    bits = (pairs[:, 0] << np.uint64(20)) | (pairs[:, 1] >> np.uint64(12))
+    return ((bits.astype(np.float64) + 0.5) * 2.0**-52).reshape(shape)
 
 
 def rows_of(output: Any, index: Any) -> Any:
@@ -74,3 +86,11 @@ def check_tokens(function: str, name: str, tokens: Array) -> tuple[int, int]:
             f"{function}: argument '{name}' expected shape (B, L), got {tuple(tokens.shape)}"
         )
     return int(tokens.shape[0]), int(tokens.shape[1])
+
+
+def check_floats(function: str, name: str, x: Array, ndim: int) -> tuple[int, ...]:
+    """float32 with `ndim` dimensions; returns the shape."""
+    kind = str(getattr(x, "dtype", type(x).__name__)).removeprefix("torch.")
+    if kind != "float32":
+        raise TypeError(f"{function}: argument '{name}' expected a float32 array, got {kind}")
+    return shape(x, function, name, ndim)

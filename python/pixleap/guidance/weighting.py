@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import ops
 from .._arrays import Array, empty, is_torch, shape
+from ..ops.guidance_weights import weight_count
 
 TINY = 1e-24  # square of the 1e-12 below which torch.nn.functional.normalize divides by 1e-12
 FEW = 4  # up to so many samples plain Python numbers are faster than NumPy's vectors
@@ -30,8 +31,8 @@ def weigh(cond: Array, uncond: Array | None, scale: Number, **rule: Any) -> Arra
     average = rule.get("average")
     if not isinstance(scale, float):
         rule["sample_scale"], scale = scale, 1.0
-    three = average is not None and (uncond is None or rule["base"] == "uncond")
-    size = (shape(cond, "guidance_weights", "cond")[0], 3 if three else 2)
+    count = weight_count(uncond, average, rule.get("base", "cond"))
+    size = (shape(cond, "guidance_weights", "cond")[0], count)
     on_host = not is_torch(cond) or cond.device.type == "cpu"
     weights = np.empty(size) if on_host else empty(cond, size, "float64")
     out = weights if average is None or uncond is None else (weights, average)

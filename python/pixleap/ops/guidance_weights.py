@@ -52,11 +52,15 @@ def guidance_weights(
     keeps = average is not None and uncond is not None
     if out is None:
         size = shape(cond, "guidance_weights", "cond")
-        three = average is not None and (uncond is None or base == "uncond")
-        out = empty(cond, (*size[:1], 3 if three else 2), "float64")
+        out = empty(cond, (size[0], weight_count(uncond, average, base)), "float64")
         out = (out, empty(cond, size)) if keeps else out
     _native.guidance_weights(
         out if isinstance(out, (tuple, list)) else [out], cond, uncond, average, scale,
         sample_scale, rule, phi, eta, norm_threshold, momentum, base, slope,
     )  # fmt: skip
     return out
+
+
+def weight_count(uncond: Array | None, average: Array | None, base: str) -> int:
+    """Arrays that the weights of a sample are for."""
+    return 3 if average is not None and (uncond is None or base == "uncond") else 2

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from .. import _native
-from .._arrays import Array, empty, shape
+from .._arrays import Array
+from .speculative_accept import accept_outputs
 
 
 def relaxed_accept(
@@ -64,13 +65,7 @@ def relaxed_accept(
     exact residual; "tolerance": the additive form of EARS, arXiv:2512.13194, with a constant.
     """
     if out is None:
-        batch, length, _ = shape(draft, "relaxed_accept", "draft", 3)
-        rows = shape(target, "relaxed_accept", "target", 3)[1] if mode == "chain" else length
-        out = (
-            empty(draft, (batch, rows), "int64"),
-            empty(draft, (batch, length), "bool"),
-            empty(draft, (batch,), "int64"),
-        )
+        out = accept_outputs("relaxed_accept", target, draft, mode)
     result, accepted, accepted_length = out
     _native.relaxed_accept(
         result, accepted, accepted_length, target, draft, tokens, neighbours, rule, mode, epsilon,

@@ -64,15 +64,20 @@ def speculative_accept(
     P(reject) E[tries | reject] = TV / TV = 1 try expected per call, or fewer.
     """
     if out is None:
-        batch, length, _ = shape(draft, "speculative_accept", "draft", 3)
-        rows = shape(target, "speculative_accept", "target", 3)[1] if mode == "chain" else length
-        out = (
-            empty(draft, (batch, rows), "int64"),
-            empty(draft, (batch, length), "bool"),
-            empty(draft, (batch,), "int64"),
-        )
+        out = accept_outputs("speculative_accept", target, draft, mode)
     result, accepted, accepted_length = out
     _native.speculative_accept(
         result, accepted, accepted_length, target, draft, tokens, mode, seed, offset, first_sample
     )
     return result, accepted, accepted_length
+
+
+def accept_outputs(op: str, target: Array, draft: Array, mode: str) -> tuple[Array, Array, Array]:
+    """Tokens, accepted and accepted_length of both ops that verify drafts."""
+    batch, length, _ = shape(draft, op, "draft", 3)
+    rows = shape(target, op, "target", 3)[1] if mode == "chain" else length
+    return (
+        empty(draft, (batch, rows), "int64"),
+        empty(draft, (batch, length), "bool"),
+        empty(draft, (batch,), "int64"),
+    )

@@ -11,7 +11,7 @@ def _cubic(d: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
 
 
-def _upsampling(n: int, height: int) -> np.ndarray:
+def upsampling_matrix(n: int, height: int) -> np.ndarray:
     """Matrix (height, n) of the bicubic interpolation along one axis."""
     if n == height:
         return np.eye(n)
@@ -46,7 +46,7 @@ def next_scale_update(
     batch, channels, height, _ = f_hat.shape
     n = round(tokens.shape[1] ** 0.5)
     codes = np.asarray(codebook, np.float64)[tokens].reshape(batch, n, n, channels)
-    up = _upsampling(n, height)
+    up = upsampling_matrix(n, height)
     h = np.einsum("Yy,Xx,byxc->bcYX", up, up, codes)
     padded = np.pad(h, ((0, 0), (0, 0), (1, 1), (1, 1)))
     convolved = np.asarray(phi_bias, np.float64)[None, :, None, None] + sum(

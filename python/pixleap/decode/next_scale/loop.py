@@ -35,10 +35,8 @@ def draw_scales(
             tokens = keep[0]
         else:
             logits = packed.run(passes, pyramid.maps, scale + 1, logits_from=scale)[0]
-            tokens = sampling.draw(logits, scale, scales)
             book = pyramid.codebook.weight
-            if sampling.more_smooth:
-                codes = sampling.soft_codes(logits, scale, scales, book)
+            tokens, codes = sampling.draw_with_codes(logits, scale, scales, book)
             if keep is not None:
                 tokens = torch.where(keep[1], tokens, keep[0])
                 if codes is not None:

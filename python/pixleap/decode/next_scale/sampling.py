@@ -78,6 +78,15 @@ class Sampling:
             first_sample=self.first_sample, noise_dtype=self.noise_dtype,
         )  # fmt: skip
 
+    def draw_with_codes(
+        self, logits: Tensor, scale: int, scales: int, codebook: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens as of `draw`, and their soft codes where `more_smooth` asks for them."""
+        tokens = self.draw(logits, scale, scales)
+        if not self.more_smooth:
+            return tokens, None
+        return tokens, self.soft_codes(logits, scale, scales, codebook)
+
     def probabilities(
         self, logits: Tensor, scale: int, scales: int, tokens: Tensor | None = None
     ) -> Tensor:
