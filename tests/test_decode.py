@@ -93,9 +93,9 @@ def test_flow_refuses_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             decoder(bad, labels)
-    with pytest.raises(ValueError, match="window expected an integer"):
+    with pytest.raises(ValueError, match="argument 'window' expected an integer"):
         Frontier(window=0)
-    with pytest.raises(ValueError, match="tol expected"):
+    with pytest.raises(ValueError, match="argument 'tol' expected"):
         Frontier(tol=-1.0)
 
 

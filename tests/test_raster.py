@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 import pixleap as px
-from pixleap.decode import Jacobi, Speculative, raster
+from pixleap.decode import Frontier, Jacobi, RowAbove, Speculative, raster
 from pixleap.decode.layers import Norm, PackedLinear, attend
 
 
@@ -114,18 +114,26 @@ def test_jacobi_equals_the_sequential_loop_on_a_transformer(spread: float) -> No
             assert (plain.tokens[:, 1:] != plain.tokens[:, :-1]).any()
             for window in windows:
                 checked = Recorded(model)
-                fast = raster(checked, prompt, 64, seed=seed, decoder=Jacobi(window))
+                fast = raster(checked, prompt, 64, seed=seed, decoder=Frontier(window=window))
                 assert torch.equal(fast.tokens, plain.tokens)
                 assert fast.passes == checked.calls <= 64
 
 
 @pytest.mark.parametrize(
     "decoder",
-    [Jacobi(1), Jacobi(5), Jacobi(100), Jacobi(8, width=6), Jacobi(4, width=1)],
+    [
+        Frontier(window=1),
+        Frontier(window=5),
+        Frontier(window=100),
+        Frontier(),
+        Frontier(window=8, init=RowAbove(6)),
+        Frontier(window=4, init=RowAbove(1)),
+        Jacobi(tol=0),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 3, "temperature": 0.7}, {"temperature": 0.0}])
-def test_jacobi_equals_the_sequential_loop(decoder: Jacobi, sampling: dict[str, Any]) -> None:
+def test_jacobi_equals_the_sequential_loop(decoder: Any, sampling: dict[str, Any]) -> None:
     for seed in range(10):
         prompt = np.random.default_rng(seed).integers(0, V, (3, seed % 4))
         key = {"seed": seed, "first_sample": 2, **sampling}
@@ -150,12 +158,12 @@ def test_sequential_tokens_are_one_draw_each() -> None:
 def test_a_right_guess_needs_one_pass_per_window() -> None:
     plain = raster(rule, no_prompt(2), 40, seed=1)
     for window, passes in ((40, 1), (10, 4), (7, 6)):
-        decoder = Jacobi(window, guess=plain.tokens)
+        decoder = Frontier(window=window, init=plain.tokens)
         fast = raster(Recorded(rule), no_prompt(2), 40, seed=1, decoder=decoder)
         assert fast.passes == passes
         np.testing.assert_array_equal(fast.tokens, plain.tokens)
     wrong = (plain.tokens + 1) % V
-    fast = raster(rule, no_prompt(2), 40, seed=1, decoder=Jacobi(10, guess=wrong))
+    fast = raster(rule, no_prompt(2), 40, seed=1, decoder=Frontier(window=10, init=wrong))
     np.testing.assert_array_equal(fast.tokens, plain.tokens)
 
 
@@ -221,7 +229,7 @@ def test_guidance() -> None:
         cond, uncond = pair(tokens, start)
         return 3 * cond - 2 * uncond
 
-    for decoder in (None, Jacobi(6), Speculative(single, 3)):
+    for decoder in (None, Frontier(window=6), Speculative(single, 3)):
         key = {"seed": 2, "decoder": decoder, "temperature": 0.0}
         want = raster(single, no_prompt(4), 12, **key)
         if isinstance(decoder, Speculative):
@@ -231,7 +239,7 @@ def test_guidance() -> None:
 
 
 def test_empty_and_progress() -> None:
-    for decoder in (None, Jacobi(4), Speculative(rule, 3)):
+    for decoder in (None, Frontier(window=4), Speculative(rule, 3)):
         assert raster(rule, no_prompt(0), 9, decoder=decoder).tokens.shape == (0, 9)
         assert raster(rule, no_prompt(2), 0, decoder=decoder).passes == 0
         prompt = np.ones((2, 4), np.int64)
@@ -250,13 +258,11 @@ def test_bad_arguments() -> None:
         raster(rule, prompt, 2)
     with pytest.raises(TypeError, match="argument 'prompt' expected an int64 array, got float32"):
         raster(rule, prompt.astype(np.float32), 4)
-    with pytest.raises(ValueError, match=r"argument 'guess' expected \(2, 5\), got \(2, 3\)"):
-        raster(rule, prompt, 5, decoder=Jacobi(guess=prompt))
+    with pytest.raises(ValueError, match=r"'init' expected shape \(2, 5\), got \(2, 3\)"):
+        raster(rule, prompt, 5, decoder=Frontier(init=prompt))
     with pytest.raises(TypeError, match="top_q"):
         raster(rule, prompt, 5, top_q=1)
-    with pytest.raises(ValueError, match="Jacobi: window expected"):
-        Jacobi(0)
-    with pytest.raises(ValueError, match="Jacobi: width expected"):
-        Jacobi(width=-1)
+    with pytest.raises(ValueError, match="RowAbove: argument 'width' expected >= 1, got -1"):
+        RowAbove(-1)
     with pytest.raises(ValueError, match="Speculative: tokens expected"):
         Speculative(rule, 0)

@@ -1,8 +1,10 @@
-"""Train the embedded TarFlow on 14 x 14 digits.
+"""Train a TarFlow on digits: the embedded one on 14 x 14 pixels, or one on 28 x 28 (196 patches).
 
 The weights in the package come from two rounds, the second going on from a copy of the first's:
 python models/train/train_tarflow.py
 python models/train/train_tarflow.py --init COPY.npz --steps 700 --lr 1e-3 --warmup 30 --seed 1
+Those of `bench/models/`, on which parallel decoding is timed:
+python models/train/train_tarflow.py --size 28 --steps 1500 --batch 32
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / "python/pixleap/models/weights/tarflow_digits.npz"
+WEIGHTS = {
+    14: ROOT / "python/pixleap/models/weights/tarflow_digits.npz",
+    28: ROOT / "bench/models/tarflow_digits_28.npz",
+}
 LOGS = ROOT / "models/logs"
 Row = tuple[int, float, float, float]  # step, training loss, held-out loss, seconds
 
@@ -46,9 +51,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--eval-every", type=int, default=100)
     parser.add_argument("--init", type=Path, help="go on from this checkpoint")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--size", type=int, choices=tuple(WEIGHTS), default=14)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--logs", type=Path, default=LOGS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.out = args.out or WEIGHTS[args.size]
+    return args
 
 
 @torch.no_grad()
@@ -88,9 +96,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     x, y, held_x, held_y = load_digits()
-    x, held_x = halve(x), halve(held_x)
+    if args.size == 14:
+        x, held_x = halve(x), halve(held_x)
+    name = "tarflow" if args.size == 14 else f"tarflow_{args.size}"
 
-    model = TarFlow(1, 14, 2, 64, 4, 3, head_dim=32, num_classes=10)
+    model = TarFlow(1, args.size, 2, 64, 4, 3, head_dim=32, num_classes=10)
     if args.init:
         model.load_state_dict(load_tarflow(args.init).state_dict())
     ema = copy.deepcopy(model).requires_grad_(False)
@@ -103,17 +113,17 @@ def main() -> None:
         return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    rows = read_log(args.logs / "tarflow.csv") if args.init else []
+    rows = read_log(args.logs / f"{name}.csv") if args.init else []
     done, seconds = (rows[-1][0], rows[-1][3]) if rows else (0, 0.0)
     running, start = 0.0, time.perf_counter() - seconds
-    with Progress() as bar, open(args.logs / "tarflow.csv", "a" if rows else "w") as file:
+    with Progress() as bar, open(args.logs / f"{name}.csv", "a" if rows else "w") as file:
         log = csv.writer(file, lineterminator="\n")
         if not rows:
             log.writerow(["step", "train_loss", "held_out_loss", "seconds"])
         task = bar.add_task("tarflow", total=args.steps)
         for step in range(1, args.steps + 1):
             pick = torch.randint(len(x), (args.batch,))
-            batch = x[pick] + args.noise_std * torch.randn(args.batch, 1, 14, 14)
+            batch = x[pick] + args.noise_std * torch.randn(args.batch, *x.shape[1:])
             labels = y[pick].masked_fill(torch.rand(args.batch) < args.label_drop, -1)
             z, _, logdet = model(batch, labels)
             loss = model.loss(z, logdet)
@@ -141,7 +151,7 @@ def main() -> None:
                 config = {**model.config, "noise_std": args.noise_std}
                 save_checkpoint(args.out, config, ema.state_dict())
             bar.advance(task)
-    plot(rows, args.logs / "tarflow.png")
+    plot(rows, args.logs / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from .distilled import (
     distilled,
 )
 from .draft_plan import DraftPlan
+from .flow import FlowDecoder, FlowResult, gs_jacobi
 from .flow_ar import FlowARHead, FlowARModel, FlowARResult, flow_ar
-from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
 from .mar import MARModel, MARResult, group_sizes, mar
 from .masked_diffusion import (
     Ancestral,
@@ -25,15 +25,18 @@ from .masked_diffusion import (
     masked_diffusion,
 )
 from .next_scale import NextScaleDecoder, next_scale
-from .raster import Jacobi, RasterModel, RasterResult, Speculative, raster
+from .raster import RasterModel, RasterResult, RasterSystem, RowAbove, Speculative, raster
 from .speculative import SpeculativeDecoder, speculative
 from .speculative_run import SpeculativeResult
 from .token_draws import TokenSampling
+from .triangular import DenseSystem, TriangularResult, TriangularSystem
+from .triangular_solvers import Frontier, GSJacobi, Jacobi, Sequential, solve_triangular
 
 __all__ = [
     "Ancestral",
     "CollaborativeDecoder",
     "ContinuousBatcher",
+    "DenseSystem",
     "DistilledResult",
     "DistilledStudent",
     "DistilledTeacher",
@@ -45,6 +48,7 @@ __all__ = [
     "FlowDecoder",
     "FlowResult",
     "Frontier",
+    "GSJacobi",
     "Head",
     "Jacobi",
     "MARModel",
@@ -55,12 +59,16 @@ __all__ = [
     "NoiseMapping",
     "RasterModel",
     "RasterResult",
+    "RasterSystem",
+    "RowAbove",
     "Sequential",
     "Speculative",
     "SpeculativeDecoder",
     "SpeculativeDenoising",
     "SpeculativeResult",
     "TokenSampling",
+    "TriangularResult",
+    "TriangularSystem",
     "collaborative",
     "diffusion",
     "distilled",
@@ -72,5 +80,6 @@ __all__ = [
     "next_scale",
     "noise_schedule",
     "raster",
+    "solve_triangular",
     "speculative",
 ]

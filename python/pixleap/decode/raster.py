@@ -2,11 +2,10 @@
 model pass with the same result.
 
 - Jacobi: with the Gumbel noise of every position fixed beforehand, token l is a function of the
-  tokens before it, x_l = argmax(logits_l(x_<l) + noise_l). All positions of a window are evaluated
-  at once from the present guess, until it no longer changes. The fixed point is unique and is what
-  the sequential loop gives, token for token (Song et al. 2021, arXiv:2002.03629; for images without
-  fixed noise, so not exact: Teng et al. 2024, arXiv:2410.01699). Every pass makes at least the
-  first token of the window exact, so it never takes more passes than the loop.
+  tokens before it, x_l = argmax(logits_l(x_<l) + noise_l): a triangular system (see `triangular`),
+  whose fixed point is what the sequential loop gives, token for token, in fewer passes (Song et al.
+  2021, arXiv:2002.03629; for images without fixed noise, so not exact: Teng et al. 2024,
+  arXiv:2410.01699).
 - Speculative: a cheaper model drafts, the model that counts verifies all drafts in one pass. Other
   tokens than the loop's, of the same distribution (Leviathan et al. 2023, arXiv:2211.17192).
 """
@@ -22,6 +21,7 @@ import numpy as np
 from .. import ops
 from .._arrays import Array, empty
 from .token_draws import TokenSampling, check_tokens, rows_of, to_numpy
+from .triangular_solvers import Sequential, Solver, solve_triangular
 
 Progress = Callable[[int, int], None]
 
@@ -46,20 +46,74 @@ class RasterModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Jacobi:
-    """window: positions that a pass evaluates beyond the exact prefix. guess: (B, length) int64
-    tokens to start from; None for the row above (position l - width, width > 0) or zeros. A good
-    guess saves passes and changes nothing else."""
+class RowAbove:
+    """The first guess of token l is token l - width, as it is when a window reaches l; zero in the
+    first row. For `Frontier(init=RowAbove(width))`."""
 
-    window: int = 16
-    guess: Array | None = None
-    width: int = 0
+    width: int
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"Jacobi: window expected an integer >= 1, got {self.window}")
-        if self.width < 0:
-            raise ValueError(f"Jacobi: width expected an integer >= 0, got {self.width}")
+        if self.width < 1:
+            raise ValueError(f"RowAbove: argument 'width' expected >= 1, got {self.width}")
+
+
+class RasterSystem:
+    """The triangular system x_l = argmax(logits_l(x_<l) + noise_l) of a token model, whose noise
+    is a seed. All samples of a sweep are at the same token.
+
+    Args:
+        model, prompt, length, first_sample: as of `raster`.
+        sampling: guidance and filters.
+    """
+
+    per_sample = False
+
+    def __init__(
+        self, model: RasterModel, prompt: Array, length: int, sampling: TokenSampling,
+        first_sample: int = 0,
+    ) -> None:  # fmt: skip
+        batch, self.first = check_tokens("raster", "prompt", prompt)
+        if length < self.first:
+            raise ValueError(
+                f"raster: argument 'length' expected at least {self.first}, got {length}"
+            )
+        self.model, self.length, self.sampling = model, length, sampling
+        self.first_sample = first_sample
+        self.rows = 1 if sampling.guidance_scale == 1 else 2
+        self.x = empty(prompt, (batch, length))
+        self.x[:, : self.first] = prompt
+        self.x[:, self.first :] = 0
+
+    def begin(self, noise: int, init: Any) -> Array:
+        self.seed, self.guessed = noise, self.first
+        self.known = False  # whether the model has read the prompt
+        self.width = init.width if isinstance(init, RowAbove) else 0
+        if not isinstance(init, (str, RowAbove)):
+            size = check_tokens("raster", "init", init)
+            if size != tuple(self.x.shape):
+                raise ValueError(
+                    f"raster: argument 'init' expected shape {tuple(self.x.shape)}, got {size}"
+                )
+            self.x[:, self.first :] = init[:, self.first :]
+        return self.x
+
+    def evaluate(self, samples: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        start, end, x = int(starts[0]), int(ends[0]), self.x
+        if self.width:
+            for column in range(max(self.guessed, self.width), end):
+                x[:, column] = x[:, column - self.width]
+        self.guessed = max(self.guessed, end)
+        output = self.model(x[:, : end - 1], start if self.known else 0)
+        if not self.known and start:
+            output = rows_of(output, (slice(None), slice(start, None)))
+        self.known = True
+        drawn = self.sampling.draw(
+            output, seed=self.seed, first_sample=self.first_sample, first_position=start,
+            length=self.length,
+        )  # fmt: skip
+        moved = to_numpy(drawn) != to_numpy(x[:, start:end])
+        x[:, start:end] = drawn
+        return moved.astype(np.float32).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -125,7 +179,7 @@ def raster(
     prompt: Array,
     length: int,
     *,
-    decoder: Jacobi | Speculative | None = None,
+    decoder: Solver | Speculative | None = None,
     seed: int = 0,
     first_sample: int = 0,
     progress: Progress | None = None,
@@ -137,9 +191,10 @@ def raster(
         model: see `RasterModel`.
         prompt: (B, m) int64 NumPy array or torch tensor of given tokens; m may be 0.
         length: tokens of a whole sequence, the prompt's included.
-        decoder: None takes one token per pass. `Jacobi()` gives the same tokens in fewer passes,
-            provided that the model's logits do not depend on how many positions it is asked for.
-            `Speculative(draft)` gives the same distribution.
+        decoder: None takes one token per pass. A solver of triangular systems, such as
+            `Frontier(window=16)` with init "zero", `RowAbove(width)` or (B, length) int64 tokens,
+            gives the same tokens in fewer passes, provided that the model's logits do not depend on
+            how many positions it is asked for. `Speculative(draft)` gives the same distribution.
         seed: of the Philox stream. The noise of a position depends on seed, sample and position.
         first_sample: index of the first sample in a larger batch.
         progress: called with (tokens done, length).
@@ -153,17 +208,15 @@ def raster(
         ValueError: a length below the prompt's, a prompt or guess of another shape.
         TypeError: a prompt or guess that is not int64, an unknown name in `sampling`.
     """
-    batch, given = check_tokens("raster", "prompt", prompt)
-    if length < given:
-        raise ValueError(f"raster: argument 'length' expected at least {given}, got {length}")
-    x = empty(prompt, (batch, length))
-    x[:, :given] = prompt
-    x[:, given:] = 0
-    run = _Run(model, x, given, TokenSampling(**sampling), seed, first_sample, progress)
+    system = RasterSystem(model, prompt, length, TokenSampling(**sampling), first_sample)
     if isinstance(decoder, Speculative):
-        return _speculative(run, decoder)
-    _fixed_point(run, decoder or Jacobi(window=1))
-    return RasterResult(run.x, run.passes)
+        return _speculative(
+            _Run(model, system.x, system.first, system.sampling, seed, first_sample, progress),
+            decoder,
+        )
+    report = None if progress is None else (lambda done: progress(done, length))
+    solved = solve_triangular(system, seed, decoder or Sequential(), report)
+    return RasterResult(solved.x, solved.sweeps)
 
 
 def _draw(run: _Run, output: Any, start: int, offset: int, **options: Any) -> Any:
@@ -171,33 +224,6 @@ def _draw(run: _Run, output: Any, start: int, offset: int, **options: Any) -> An
     key = {"seed": run.seed, "offset": offset, "first_sample": run.first_sample}
     position = {"first_position": start, "length": run.length}
     return run.sampling.draw(output, **key, **position, **options)
-
-
-def _agreement(a: Array, b: Array) -> int:
-    """How many leading columns of a and b (B, n) are the same throughout the batch."""
-    same = (to_numpy(a) == to_numpy(b)).all(0)
-    return int(np.argmin(same)) if not same.all() else len(same)
-
-
-def _fixed_point(run: _Run, decoder: Jacobi) -> None:
-    x, length = run.x, run.length
-    if decoder.guess is not None:
-        size = check_tokens("raster", "guess", decoder.guess)
-        if size != tuple(x.shape):
-            raise ValueError(f"raster: argument 'guess' expected {tuple(x.shape)}, got {size}")
-        x[:, run.done :] = decoder.guess[:, run.done :]
-    guessed = run.done  # the window has been as far as this
-    while run.done < length:
-        done, end = run.done, min(run.done + decoder.window, length)
-        if decoder.guess is None and decoder.width and end > guessed:
-            for column in range(max(guessed, decoder.width), end):
-                x[:, column] = x[:, column - decoder.width]
-        guessed = max(guessed, end)
-        drawn = _draw(run, run.output(end), done, 0)
-        # Position done + i is exact if those before it were guessed right.
-        right = _agreement(drawn[:, :-1], x[:, done : end - 1])
-        x[:, done:end] = drawn
-        run.advance(right + 1)
 
 
 def _speculative(run: _Run, decoder: Speculative) -> RasterResult:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from .checkpoint import check_state_dict, load_checkpoint, load_state
 from .tarflow_config import config_from_shapes
 from .tarflow_layers import AttentionBlock, LayerCache
+
+if TYPE_CHECKING:
+    from ..decode.flow import FlowDecoder
+    from ..decode.triangular_solvers import Solver
 
 EMBEDDED = Path(__file__).with_name("weights") / "tarflow_digits.npz"
 
@@ -123,8 +128,9 @@ class MetaBlock(nn.Module):
     ) -> Tensor:
         """Invert `forward` patch by patch: z (B, T, P) -> x (B, T, P).
 
-        With guidance w, log-scale ("a") and/or shift ("b") become c + w (c - u), where u comes from
-        a pass without label whose attention logits are divided by `attn_temp`.
+        With guidance w, log-scale ("a") and/or shift ("b"; "c" in published settings) become
+        c + w (c - u), where u comes from a pass without label whose attention logits are divided by
+        `attn_temp`.
         """
         x = self.order(z).clone()
         position = self.order(self.pos_embed, dim=0)
@@ -139,7 +145,7 @@ class MetaBlock(nn.Module):
                 free_a, free_b = self.step(patch, position[t], no_label, free_cache, attn_temp)
                 w = guidance * (t + 1) / last if annealed_guidance else guidance
                 a = a + w * (a - free_a) if "a" in guide_what else a
-                b = b + w * (b - free_b) if "b" in guide_what else b
+                b = b + w * (b - free_b) if set(guide_what) & {"b", "c"} else b
             x[:, t + 1] = x[:, t + 1] * a.exp() + b
             if tick:
                 tick()
@@ -290,6 +296,56 @@ class TarFlow(nn.Module):
             x = block.reverse(x, y, guidance, guide_what, attn_temp, annealed_guidance, tick)
             sequence.append(self.unpatchify(x))
         return sequence if return_sequence else sequence[-1]
+
+    def decoder(self, weights: str = "float32") -> FlowDecoder:
+        """The native decoder, packed once and again when a parameter has changed."""
+        from ..decode.flow import FlowDecoder
+
+        state = [(p.data_ptr(), p._version) for p in self.parameters()]
+        packed = self.__dict__.setdefault("_decoders", {})
+        if packed.get(weights, (None,))[0] != state:
+            packed[weights] = (state, FlowDecoder(self, weights))
+        return cast("FlowDecoder", packed[weights][1])
+
+    def sample(
+        self,
+        labels: Tensor | int,
+        *,
+        seed: int = 0,
+        first_sample: int = 0,
+        temperature: float = 1.0,
+        solver: Solver | None = None,
+        denoise: bool = True,
+        weights: str = "float32",
+        **options: Any,
+    ) -> Tensor:
+        """Images (B, C, H, W) by native ops; see `pixleap.decode.FlowDecoder`.
+
+        Args:
+            labels: (B,) int64, negative for no label; or how many samples without labels.
+            seed, first_sample: the noise of sample b depends on (seed, first_sample + b) only.
+            temperature: factor of the noise.
+            solver: of `pixleap.decode.triangular_solvers`; `Frontier()` by default.
+            denoise: take the training noise out by the score (Tweedie) in the end, where
+                `noise_std` is known.
+            weights: "float32", "bfloat16" or "int8".
+            options: guidance, guide_what, attn_temp, annealed_guidance, progress.
+
+        Raises:
+            ValueError: labels or options that do not fit.
+        """
+        given = torch.full((labels,), -1) if isinstance(labels, int) else labels
+        skip = first_sample * self.num_patches * self.patch_dim
+        z = ops.random_normal(
+            (len(given), self.num_patches, self.patch_dim),
+            seed=seed,
+            first_element=skip,
+            like=self.var,
+        )
+        result = self.decoder(weights)(temperature * z, given, solver=solver, **options)
+        if not (denoise and self.noise_std):
+            return result.images
+        return self.denoise(result.images, given, self.noise_std)
 
     def denoise(self, x: Tensor, y: Tensor | None, noise_std: float) -> Tensor:
         """Remove the training noise from samples: x + noise_std**2 * grad log p(x) (Tweedie)."""

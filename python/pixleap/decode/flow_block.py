@@ -1,0 +1,256 @@
+"""A block of TarFlow as a triangular system, with packed weights and native calls.
+
+x_{t+1} = z_{t+1} exp(a_t) + b_t, with (a_t, b_t) a function of x_0 .. x_t by a causal transformer.
+All rows of a sweep, of samples at different tokens and of both halves of guidance, are one batch
+of each linear layer and one call of attention; caches are written in place at each sample's own
+position, and nothing moves when samples are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from .layers import Norm, PackedLinear, Scratch, float_tensor
+from .triangular import first_guess
+
+if TYPE_CHECKING:
+    from ..models.tarflow import AttentionBlock, MetaBlock
+
+Cache = tuple[Tensor, Tensor]  # keys and values (slots, heads, T, head_dim) of a layer
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance of a flow, as `TarFlow.reverse` has it."""
+
+    scale: float = 0.0
+    what: str = "ab"
+    attn_temp: float = 1.0
+    annealed: bool = False
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("guidance", np.isfinite(self.scale), "a finite number"),
+            ("attn_temp", np.isfinite(self.attn_temp) and self.attn_temp > 0, "a number > 0"),
+            ("guide_what", set(self.what) <= set("abc"), "letters of 'a' and 'b' (or 'c')"),
+        ):
+            if not good:
+                got = {"guidance": self.scale, "guide_what": self.what}.get(name, self.attn_temp)
+                raise ValueError(f"FlowDecoder: argument '{name}' expected {expected}, got {got!r}")
+
+    @property
+    def halves(self) -> int:
+        """2 where values without label are needed, too."""
+        return 2 if self.scale > 0 and self.what else 1
+
+    def strength(self, tokens: int) -> np.ndarray:
+        """(tokens,) float32: entry t is for what token t says of token t + 1."""
+        ramp = np.arange(1, tokens + 1) / max(tokens - 1, 1) if self.annealed else np.ones(tokens)
+        return (ramp * self.scale).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of a sweep: those of sequence i are offsets[i] .. offsets[i + 1] - 1, at positions from
+    positions[i] on of cache slots[i]."""
+
+    offsets: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, positions: np.ndarray, counts: np.ndarray, slots: np.ndarray) -> Ragged:
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return cls(offsets, positions, slots, positions + counts)
+
+
+class _Layer:
+    def __init__(self, layer: AttentionBlock, dtype: str) -> None:
+        attention, main = layer.attention, layer.mlp.main
+        parts: Any = main
+        self.head_dim = attention.head_dim
+        self.norm1, self.norm2 = Norm(attention.norm), Norm(layer.mlp.norm)
+        self.qkv = PackedLinear.of(attention.qkv, dtype)
+        self.proj = PackedLinear.of(attention.proj, dtype)
+        self.fc1 = PackedLinear.of(parts[0], dtype)
+        self.fc2 = PackedLinear.of(parts[2], dtype)
+
+    def __call__(
+        self, x: Tensor, cache: Cache, groups: list[tuple[Ragged, float]], scratch: Scratch
+    ) -> None:
+        """x (1, R, C) in place. groups: rows in order, with their attention temperature."""
+        _, rows, width = x.shape
+        heads = width // self.head_dim
+        hidden = scratch.get("hidden", 1, rows, width)
+        self.norm1(x, hidden)
+        qkv = self.qkv(hidden, out=scratch.get("qkv", 1, rows, 3 * width))
+        qkv = qkv.view(rows, 3, heads, self.head_dim)
+        q, out = scratch.get("q", rows, heads, self.head_dim), hidden.view(rows, heads, -1)
+        begin = 0
+        for r, temp in groups:
+            part = slice(begin, begin + int(r.offsets[-1]))
+            begin = part.stop
+            ops.kv_append_varlen(
+                qkv[part], *cache, r.offsets, r.positions, slots=r.slots, out=q[part]
+            )
+            scale = self.head_dim**-0.5 / temp
+            ops.attention_varlen(
+                q[part], *cache, r.offsets, r.lengths, slots=r.slots, scale=scale, out=out[part]
+            )
+        self.proj(hidden, residual=x, out=x)
+        self.norm2(x, hidden)
+        wide = scratch.get("wide", 1, rows, self.fc1.out_features)
+        self.fc1(hidden, activation="gelu", out=wide)
+        self.fc2(wide, residual=x, out=x)
+
+
+class PackedBlock:
+    """One flow block with packed weights."""
+
+    def __init__(self, block: MetaBlock, dtype: str) -> None:
+        self.block, self.nvp = block, block.nvp
+        self.proj_in = PackedLinear.of(block.proj_in)
+        self.proj_out = PackedLinear.of(block.proj_out)
+        self.layers = [_Layer(layer, dtype) for layer in block.attn_blocks]
+        self.positions = float_tensor(block.order(block.pos_embed, dim=0))
+
+    def embedding(self, labels: Tensor | None) -> np.ndarray:
+        """Position plus class embedding, (B or 1, T, C)."""
+        condition = self.block.condition(labels)
+        both = self.positions[None] if condition is None else self.positions + condition
+        return both.contiguous().numpy()
+
+    def new_caches(self, slots: int) -> list[Cache]:
+        """One per layer."""
+        tokens, width = self.positions.shape
+        caches = []
+        for layer in self.layers:
+            size = (slots, width // layer.head_dim, tokens, layer.head_dim)
+            caches.append((self.positions.new_empty(size), self.positions.new_empty(size)))
+        return caches
+
+
+class FlowSystem:
+    """The inversion of one block: x (B, T, P) from z, both in the block's order of tokens.
+
+    Args:
+        packed: the block.
+        labels: (B,) int64 or None.
+        guidance: of the labels.
+        caches: one per layer with at least B slots, or 2B with guidance.
+        scratch: work buffers.
+        draft: makes the same system with weights of another precision.
+    """
+
+    first, per_sample = 1, True
+
+    def __init__(
+        self,
+        packed: PackedBlock,
+        labels: Tensor | None,
+        guidance: Guidance,
+        caches: list[Cache],
+        scratch: Scratch,
+        draft: Callable[[str], FlowSystem] | None = None,
+    ) -> None:
+        self.packed, self.guidance, self.caches, self.scratch = packed, guidance, caches, scratch
+        self.rows = guidance.halves
+        self.length, self.width = packed.positions.shape
+        self.embeddings = [packed.embedding(labels), packed.embedding(None)][: self.rows]
+        self.strength = guidance.strength(self.length)
+        if draft is not None:
+            self.draft = draft
+
+    def begin(self, noise: Tensor, init: Any) -> Tensor:
+        self.batch, _, self.channels = noise.shape
+        self.z = noise.contiguous()
+        self.x = first_guess(self.z, init, self.first)
+        return self.x
+
+    def _take(self, name: str, table: np.ndarray, rows: Any) -> Tensor:
+        """Rows of a (N, c) table as (1, R, c): the table itself where they are a slice. By NumPy,
+        on this thread: torch's threads would spin on cores that native calls need."""
+        if isinstance(rows, slice):
+            return torch.from_numpy(table[rows])[None]
+        out = self.scratch.get(name, 1, len(rows), table.shape[1])
+        np.take(table, rows, axis=0, out=out[0].numpy(), mode="clip")
+        return out
+
+    def evaluate(self, samples: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        packed, scratch, counts = self.packed, self.scratch, ends - starts
+        ragged = Ragged.of(starts - 1, counts, samples)  # token t - 1 tells of token t
+        rows = int(ragged.offsets[-1])
+        inputs: Any
+        if len(samples) == 1:
+            position: Any = slice(int(starts[0]) - 1, int(ends[0]) - 1)
+            base = int(samples[0]) * self.length
+            inputs = slice(base + position.start, base + position.stop)
+            outputs = slice(inputs.start + 1, inputs.stop + 1)
+        else:
+            within = np.arange(rows) - np.repeat(ragged.offsets[:-1], counts)
+            position = within + np.repeat(starts - 1, counts)
+            inputs = position + np.repeat(samples * self.length, counts)
+            outputs = inputs + 1
+        x, z = (v.view(-1, self.channels).numpy() for v in (self.x, self.z))
+
+        h = scratch.get("x", 1, self.rows * rows, self.width)
+        given = self._take("given", x, inputs)
+        for half, table in enumerate(self.embeddings):
+            flat = table.reshape(-1, self.width)
+            embedding = self._take("embedding", flat, inputs if len(table) > 1 else position)
+            packed.proj_in(given, residual=embedding, out=h[:, half * rows : (half + 1) * rows])
+        groups = self._groups(ragged, counts)
+        for layer, cache in zip(packed.layers, self.caches, strict=False):
+            layer(h, cache, groups, scratch)
+        params = packed.proj_out(
+            h, out=scratch.get("params", 1, self.rows * rows, packed.proj_out.out_features)
+        )
+        return self._update(z, x, params, outputs, position, rows)
+
+    def _groups(self, ragged: Ragged, counts: np.ndarray) -> list[tuple[Ragged, float]]:
+        """Rows with the label, then those without, in slots of their own; together where they have
+        the same temperature."""
+        if self.rows == 1:
+            return [(ragged, 1.0)]
+        free = Ragged.of(ragged.positions, counts, ragged.slots + self.batch)
+        temp = self.guidance.attn_temp
+        if temp != 1.0:
+            return [(ragged, 1.0), (free, temp)]
+        positions, slots = (
+            np.concatenate(p)
+            for p in ((ragged.positions, free.positions), (ragged.slots, free.slots))
+        )
+        return [(Ragged.of(positions, np.tile(counts, 2), slots), 1.0)]
+
+    def _update(
+        self, z: np.ndarray, x: np.ndarray, params: Tensor, outputs: Any, position: Any, rows: int
+    ) -> np.ndarray:
+        """Writes x[outputs] from the log-scales and shifts in `params`; what moved."""
+        a = params[..., : self.channels] if self.packed.nvp else torch.zeros_like(params)
+        b = params[..., self.channels :] if self.packed.nvp else params
+        options: dict[str, Any] = {}
+        if self.rows == 2:
+            what = self.guidance.what
+            options = {
+                "uncond_a": a[:, rows:] if "a" in what else None,
+                "uncond_b": b[:, rows:] if "b" in what or "c" in what else None,
+                "guidance": self.strength[position],
+            }
+        before = self._take("before", x, outputs)
+        moved = self.scratch.get("moved", 1, rows)
+        ops.jacobi_update(
+            self._take("noise", z, outputs), a[:, :rows], b[:, :rows], before,
+            out=(before, moved), **options,
+        )  # fmt: skip
+        if not isinstance(outputs, slice):
+            x[outputs] = before[0].numpy()
+        return moved[0].numpy().copy()
