@@ -44,6 +44,7 @@ class Case:
     peer: Callable[..., Any] | None = None
     exact: bool = False
     has_out: bool = True  # the op takes out=
+    host_integers: bool = False  # int64 arrays are read on the host, wherever the others are
 
 
 def ops_with_cases() -> list[str]:

@@ -138,7 +138,8 @@ def test_cuda_equals_reference(op: str, case: Case) -> None:
     for dtype in case.dtypes:
         args, kwargs = build(case, dtype)
         expected = run_reference(op, args, kwargs)
-        move = lambda t: t.to("cuda") if t.dtype != torch.float64 else t  # noqa: E731
+        host = {torch.float64, torch.int64} if case.host_integers else {torch.float64}
+        move = lambda t: t if t.dtype in host else t.to("cuda")  # noqa: B023, E731
         try:
             actual = run_op(op, map_arrays(move, args), map_arrays(move, kwargs))
         except RuntimeError as error:

@@ -53,6 +53,13 @@ class KVCache:
         """(B, H, length, D) view."""
         return self._values[:, :, : self._length]
 
+    @property
+    def buffers(self) -> tuple[Array, Array]:
+        """Keys and values whole, (B, H, max_length, D) each, whatever `length` is: the slots that
+        `pixleap.ops.kv_append_varlen` writes and `pixleap.ops.attention_varlen` reads. Who uses
+        them keeps a length per slot; `length` stays as it is."""
+        return self._keys, self._values
+
     def append(self, qkv: Array, q_scale: Array | None = None, out: Array | None = None) -> Array:
         """Takes keys and values from qkv (B, L, 3, H, D) and returns the queries (B, H, L, D); see
         `pixleap.ops.kv_append`. On an error, such as no more room, nothing changes."""

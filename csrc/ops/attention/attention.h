@@ -9,6 +9,12 @@
 namespace pixleap {
 
 constexpr int kAttentionMaxDim = 256;
+constexpr int64_t kAttentionGrain = 1 << 18;  // multiply-adds per chunk of tasks
+
+// Queries of a task. Fixed by the head dimension, so that results depend on no batch or threads.
+static constexpr int64_t attention_query_block(int64_t dim) {
+  return dim <= 64 ? 64 : dim <= 128 ? 32 : 16;
+}
 
 struct AttentionParams {
   DType dtype;       // of q, k, v and out

@@ -18,6 +18,16 @@ struct KvAppendParams {
   int64_t batch, length, heads, dim;
 };
 
+// Tokens of a task: 2^15 numbers or more.
+static inline int64_t kv_append_grain(const KvAppendParams& p) {
+  return (1 << 15) / (3 * p.heads * p.dim) + 1;
+}
+
+// What both fronts ask of their arrays beyond the shapes: dtypes, devices, memory, and q_scale,
+// which goes into `p`.
+void kv_append_arrays(const Check& check, KvAppendParams& p, const Out& out, const Out& k_cache,
+                      const Out& v_cache, const View& qkv, const Optional& q_scale);
+
 void kv_append(const Out& out, const Out& k_cache, const Out& v_cache, const View& qkv,
                int64_t position, const Optional& q_scale);
 

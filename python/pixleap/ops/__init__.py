@@ -2,6 +2,7 @@
 a CUDA kernel exists, on the GPU; `pixleap.reference` has the same functions in NumPy float64."""
 
 from .attention import attention
+from .attention_varlen import attention_varlen
 from .dynamic_threshold import dynamic_threshold
 from .feature_covariance import feature_covariance
 from .feature_moments import feature_moments
@@ -11,6 +12,7 @@ from .gumbel_softmax import gumbel_softmax
 from .hadamard_projection import hadamard_projection
 from .jacobi_update import jacobi_update
 from .kv_append import kv_append
+from .kv_append_varlen import kv_append_varlen
 from .layer_norm import layer_norm
 from .lincomb import lincomb
 from .linear import linear
@@ -33,6 +35,7 @@ from .trace_sqrt_product import trace_sqrt_product
 
 __all__ = [
     "attention",
+    "attention_varlen",
     "dynamic_threshold",
     "feature_covariance",
     "feature_moments",
@@ -42,6 +45,7 @@ __all__ = [
     "hadamard_projection",
     "jacobi_update",
     "kv_append",
+    "kv_append_varlen",
     "layer_norm",
     "lincomb",
     "linear",

@@ -1,0 +1,108 @@
+#include "ops/attention_varlen/attention_varlen.h"
+
+#include <algorithm>
+
+#include "core/ragged.h"
+
+namespace pixleap {
+namespace {
+
+constexpr KernelTable<AttentionVarlenParams> kernels = PIXLEAP_KERNELS(attention_varlen);
+
+// Tasks, those of most work first, and chunks of them of about the same work: with a few long
+// sequences among many short ones, no thread is left alone with a long one at the end.
+struct Plan {
+  std::vector<AttentionTask> tasks;
+  std::vector<int64_t> chunks{0};
+
+  Plan(std::vector<AttentionSequence>& sequences, int64_t heads, int64_t dim) {
+    const int64_t rows = attention_query_block(dim);
+    const auto work = [&](const AttentionSequence& s) {
+      return std::min(s.queries, rows) * s.keys * dim + 1;
+    };
+    std::stable_sort(sequences.begin(), sequences.end(),
+                     [&](const auto& a, const auto& b) { return work(a) > work(b); });
+    int64_t in_chunk = 0;
+    for (size_t i = 0; i < sequences.size(); ++i)
+      for (int64_t head = 0; head < heads; ++head)
+        for (int64_t query = 0; query < sequences[i].queries; query += rows) {
+          tasks.push_back({static_cast<int64_t>(i), head, query});
+          in_chunk += work(sequences[i]);
+          if (in_chunk < kAttentionGrain) continue;
+          chunks.push_back(static_cast<int64_t>(tasks.size()));
+          in_chunk = 0;
+        }
+    if (in_chunk) chunks.push_back(static_cast<int64_t>(tasks.size()));
+  }
+};
+
+}  // namespace
+
+void attention_varlen(const Out& out, const View& q, const View& k, const View& v,
+                      const View& offsets, const View& lengths, const Optional& slots, bool causal,
+                      double scale) {
+  const Check check("attention_varlen");
+  check.dtype(q, {DType::f32, DType::bf16, DType::f16});
+  check.ndim(q, 3);
+  check.ndim(k, 4);
+  AttentionVarlenParams p{};
+  AttentionParams& one = p.shared;
+  one.batch = 1, one.heads = q.shape[1], one.dim = q.shape[2], one.kv_heads = k.shape[1];
+  check.value(one.dim >= 1 && one.dim <= kAttentionMaxDim, "q", "a head dimension of 1 to 256",
+              one.dim);
+  check.shape(k, {-1, -1, -1, one.dim});
+  check.value(one.heads == 0 || (one.kv_heads > 0 && one.heads % one.kv_heads == 0), "k",
+              "a number of heads that divides " + std::to_string(one.heads), one.kv_heads);
+  check.same_shape(v, k);
+  for (const View* x : {&k, &v}) {
+    check.same_dtype(*x, q);
+    check.same_device(*x, q);
+  }
+  check.same_shape(out, q);
+  check.same_dtype(out, q);
+  check.same_device(out, q);
+  for (const View* x : {&q, &k, &v, static_cast<const View*>(&out)}) check.unit_last_stride(*x);
+  check.output(out);
+  check.no_overlap(out, q, true);  // a task has read its queries before it writes them
+  check.no_overlap(out, k, false);
+  check.no_overlap(out, v, false);
+
+  const std::vector<int64_t> begins = sequence_offsets(check, offsets, q.shape[0]);
+  const auto n = static_cast<int64_t>(begins.size()) - 1;
+  const std::vector<int64_t> keys = host_integers(check, lengths, n);
+  const std::vector<int64_t> where = sequence_slots(check, slots, n, k);
+  const int64_t capacity = k.shape[2];
+  std::vector<AttentionSequence> sequences;
+  sequences.reserve(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const int64_t queries = begins[i + 1] - begins[i], least = causal ? queries : 0;
+    if (keys[i] < least || keys[i] > capacity)
+      check_sequence(check, false, "lengths",
+                     "numbers from 0 to " + std::to_string(capacity) +
+                         (causal ? ", and with a causal mask at least as many keys as queries (" +
+                                       std::to_string(queries) + ")"
+                                 : std::string()),
+                     keys[i], static_cast<int64_t>(i));
+    if (queries > 0) sequences.push_back({begins[i], queries, where[i], keys[i]});
+  }
+  if (out.numel() == 0) return;
+
+  one.dtype = q.dtype;
+  one.q = q.data, one.k = k.data, one.v = v.data, one.out = out.data;
+  for (size_t i = 0; i < 2; ++i) {  // (rows, heads) there, (heads, rows) here
+    one.q_strides[2 - i] = q.strides[i];
+    one.out_strides[2 - i] = out.strides[i];
+  }
+  std::copy_n(k.strides, 3, one.k_strides);
+  std::copy_n(v.strides, 3, one.v_strides);
+  one.causal = causal;
+  one.scale = static_cast<float>(scale);
+  const Plan plan(sequences, one.heads, one.dim);
+  p.sequences = sequences.data();
+  p.tasks = plan.tasks.data();
+  p.chunks = plan.chunks.data();
+  p.chunk_count = static_cast<int64_t>(plan.chunks.size()) - 1;
+  kernels.run(check, p, q);
+}
+
+}  // namespace pixleap

@@ -1,0 +1,1 @@
+#include "ops/kv_append_varlen/kernel.inl"
