@@ -117,23 +117,16 @@ class _Costs:
         return float(np.interp(counts, self.rows, self.seconds).sum())
 
 
-def _climb(cost: Any, most: int) -> tuple[int, float]:
-    """The power of two (or `most`) of least cost, from 16 on in the direction that falls."""
-    known: dict[int, float] = {}
-
-    def at(window: int) -> float:
-        if window not in known:
-            known[window] = cost(window)
-        return known[window]
-
-    best = min(16, most)
-    for step in (2.0, 0.5):
-        while True:
-            nxt = min(max(int(best * step), 1), most)
-            if nxt == best or at(nxt) >= at(best):
-                break
-            best = nxt
-    return best, at(best)
+def _fastest(cost: Any, most: int) -> tuple[int, float]:
+    """The power of two (or `most`) of least cost. Narrow windows, which need many sweeps, are only
+    tried while they gain."""
+    wide = [w for w in (8 << i for i in range(most.bit_length())) if w < most]
+    known = {w: cost(w) for w in [*wide, most]}
+    window = min(known)
+    while window > 1 and known[window] <= min(known.values()):
+        window //= 2
+        known[window] = cost(window)
+    return min(known.items(), key=lambda item: item[1])
 
 
 @torch.no_grad()
@@ -190,7 +183,7 @@ def calibrate(
         ) -> float:
             return costs.of(Frontier(tol, window).solve(system, few), system.rows)
 
-        best, seconds = _climb(cost, most)
+        best, seconds = _fastest(cost, most)
         plan.windows.append(best)
         plan.predicted.append(seconds)
         plan.sequential.append(most * costs.seconds[0])
