@@ -23,7 +23,7 @@ Sweeps
 - One module: no cache, every sweep runs all T tokens with a (T, T) mask. Several: per layer a list
   of the keys and values of each finished module; in every layer of every sweep they are
   concatenated, then concatenated with those of the sweep. Kept are the keys and values of the last
-  sweep, which come from its inputs, not from its result: one sweep behind where max_jacobi ended it.
+  sweep, from its inputs and not from its result: one sweep behind where max_jacobi ended it.
 - The last module is counted from the end: outputs T - J + 1 .. T - 1, J = T // GS. With r = T % GS
   > 0 the outputs (GS - 1) J + 1 .. (GS - 1) J + r are never computed: they stay the guess, and
   later tokens do not attend to r of the tokens before them. No error.
