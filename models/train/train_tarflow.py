@@ -3,11 +3,8 @@
 The weights in the package come from two rounds, the second going on from a copy of the first's:
 python models/train/train_tarflow.py
 python models/train/train_tarflow.py --init COPY.npz --steps 700 --lr 1e-3 --warmup 30 --seed 1
-Those of `bench/models/`, on which parallel decoding is timed, likewise (the first round of 1500
-steps was ended after 600):
+Those of `bench/models/`, on which parallel decoding is timed, were ended after 600 steps:
 python models/train/train_tarflow.py --size 28 --steps 1500 --batch 32
-python models/train/train_tarflow.py --size 28 --init COPY.npz --steps 250 --batch 32 --lr 8e-4 \
-    --warmup 10 --seed 1
 """
 
 from __future__ import annotations

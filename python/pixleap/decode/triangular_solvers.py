@@ -88,6 +88,12 @@ def _entries(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
+def _epsilon(x: Array) -> float:
+    """Of its dtype; 0 for integers."""
+    kind = np.dtype(str(x.dtype).removeprefix("torch."))
+    return float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
@@ -102,11 +108,13 @@ class Jacobi:
 
     max_sweeps: stop there at the latest; None for no limit but the length, which is exact.
     init: the first guess; see `Frontier`.
+    per_sample: a sample that has converged leaves; otherwise all stay until the last one has.
     """
 
     tol: float = 1e-4
     max_sweeps: int | None = None
     init: Any = "z"
+    per_sample: bool = True
 
     def __post_init__(self) -> None:
         _check_tol("Jacobi", self.tol)
@@ -129,7 +137,7 @@ class Jacobi:
                 break
             moved = run.sweep(moving, system.first, system.length).max(axis=1)
             keep = ~(moved <= self.tol)
-            if not system.per_sample:
+            if not (self.per_sample and system.per_sample):
                 keep[:] = keep.any()
             moving = moving[keep]
         run.done(system.length)
@@ -209,7 +217,7 @@ class Frontier:
 
     Args:
         tol: the error to aim at: a guess counts as converged when it moved by no more than
-            tol / margin. 0 asks for a fixed point.
+            tol / margin, or 8 rounding units of 1 where that is more. 0 asks for a fixed point.
         margin: what later tokens and blocks may make of an error that is left in a token. Measured
             on trained flows: 2 to 100 for most samples, up to 1000 for a few. Convergence is fast,
             so ten times the margin costs about 8 % more sweeps.
@@ -263,7 +271,8 @@ class Frontier:
             result.draft = first
             return result
         run = _Run(system, system.begin(noise, self.init), report)
-        window, bound = _Window(self, system), self.tol / self.margin
+        window = _Window(self, system)
+        bound = max(self.tol / self.margin, 8 * _epsilon(run.x)) if self.tol else 0.0
         frontier = np.full(run.batch, system.first)  # the first token that is not exact
         active = run.everyone if system.first < system.length else run.everyone[:0]
         together = not (self.per_sample and system.per_sample)
