@@ -334,15 +334,15 @@ void sample_rows(const SampleTokensParams& p) {
   const int64_t rows_per_task = kTaskElements / p.vocabulary + 1;
   parallel_for(p.batch * p.length, rows_per_task, [&](int64_t begin, int64_t end) {
     const Scratch scratch(p.vocabulary);
+    SampleTokensParams one = p;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / p.length, l = row % p.length;
       const T* cond = at(static_cast<const T*>(p.logits), p.logits_strides, b, l);
       const T* uncond = at(static_cast<const T*>(p.uncond), p.uncond_strides, b, l);
       const RowOutputs out{at(p.given, p.given_strides, b, l), at(p.chosen, p.chosen_strides, b, l),
                            at(p.all, p.all_strides, b, l)};
-      const uint64_t index = (p.first_sample + static_cast<uint64_t>(b)) * p.positions +
-                             p.first_position + static_cast<uint64_t>(l);
-      const int64_t token = sample_row(p, cond, uncond, index, out, scratch);
+      one.seed = stream_seed(p, b);
+      const int64_t token = sample_row(one, cond, uncond, stream_row(p, b, l), out, scratch);
       if (p.tokens) *at(p.tokens, p.tokens_strides, b, l) = token;
     }
     scratch.release();

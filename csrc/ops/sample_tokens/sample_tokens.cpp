@@ -101,7 +101,7 @@ void sample_tokens(const Out& out, std::span<const Out> log_prob,
                    std::span<const Out> probabilities, const View& logits, const Optional& uncond,
                    double guidance_scale, double temperature, int64_t top_k, double top_p,
                    int64_t seed, int64_t offset, int64_t first_sample, int64_t first_position,
-                   int64_t length, std::string_view noise_dtype) {
+                   int64_t length, std::string_view noise_dtype, const Optional& seeds) {
   const Check check("sample_tokens");
   SampleTokensParams p = filter_params(check, logits, uncond, guidance_scale, top_k, top_p);
   set_temperature(check, p, temperature);
@@ -109,6 +109,16 @@ void sample_tokens(const Out& out, std::span<const Out> log_prob,
   check.value(noise_dtype == "float32" || noise_dtype == "float64", "noise_dtype",
               "'float32' or 'float64'", std::string(noise_dtype));
   p.double_noise = noise_dtype == "float64";
+  if (seeds.defined) {
+    check.dtype(seeds, {DType::i64});
+    check.same_device(seeds, logits);
+    check.shape(seeds, {p.batch});
+    check.no_overlap(out, seeds, false);
+    for (const Out& v : log_prob) check.no_overlap(v, seeds, false);
+    for (const Out& v : probabilities) check.no_overlap(v, seeds, false);
+    p.seeds = seeds.as<const int64_t>();
+    p.seeds_stride = seeds.stride(0);
+  }
   check_token_output(check, out, DType::i64, logits, uncond, false);
   p.tokens = out.as<int64_t>();
   copy_token_strides(out, p.tokens_strides);

@@ -92,6 +92,7 @@ template <class T>
 struct Row {
   const T *cond, *uncond;
   float scale, top, inverse;
+  uint64_t seed;
   float least = -INFINITY;  // kept: x > least, or x == least from index `first_tie` on
   int64_t first_tie = 0;
 
@@ -165,13 +166,14 @@ __device__ Best best_of(Best mine, Shared& s) {
   return {s.doubles[0], s.indices[0]};
 }
 
-__device__ inline float gumbel(const SampleTokensParams& p, uint64_t element) {
-  return -logf(-logf(uniform_open(philox_element(p.seed, p.offset, element))));
+__device__ inline float gumbel(const SampleTokensParams& p, uint64_t seed, uint64_t element) {
+  return -logf(-logf(uniform_open(philox_element(seed, p.offset, element))));
 }
 
-__device__ inline double gumbel_double(const SampleTokensParams& p, uint64_t element) {
-  const uint32_t high = philox_element(p.seed, p.offset, element);
-  const Philox4 low = philox4x32_10(p.seed, element / 4 + kLowWordGroups, p.offset);
+__device__ inline double gumbel_double(const SampleTokensParams& p, uint64_t seed,
+                                       uint64_t element) {
+  const uint32_t high = philox_element(seed, p.offset, element);
+  const Philox4 low = philox4x32_10(seed, element / 4 + kLowWordGroups, p.offset);
   const bool odd = (element & 1) != 0;
   const uint32_t word =
       (element & 2) == 0 ? (odd ? low.v[1] : low.v[0]) : (odd ? low.v[3] : low.v[2]);
@@ -190,9 +192,9 @@ __device__ int64_t draw(const SampleTokensParams& p, const Row<T>& row, uint64_t
     if (p.double_noise)
       score = (static_cast<double>(x) - static_cast<double>(row.top)) *
                   static_cast<double>(row.inverse) +
-              gumbel_double(p, element);
+              gumbel_double(p, row.seed, element);
     else
-      score = static_cast<double>(row.logit(x) + gumbel(p, element));
+      score = static_cast<double>(row.logit(x) + gumbel(p, row.seed, element));
     if (score > mine.score) mine = {score, i};
   }
   return best_of(mine, s).token;
@@ -231,7 +233,7 @@ __device__ void sample_row(const SampleTokensParams& p, Row<T> row, uint64_t ind
   // The score whose softmax is asked for.
   const auto score = [&](float x, int64_t i) {
     if (!p.gumbel_softmax) return row.logit(x);
-    return (x - row.top) * p.logit_scale + gumbel(p, first + static_cast<uint64_t>(i));
+    return (x - row.top) * p.logit_scale + gumbel(p, row.seed, first + static_cast<uint64_t>(i));
   };
   float highest = 0, factor = 1;
   double total = 1;
@@ -280,11 +282,12 @@ __global__ void __launch_bounds__(kThreads) sample_tokens_kernel(const SampleTok
   for (int64_t i = blockIdx.x; i < p.batch * p.length; i += gridDim.x) {
     const int64_t b = i / p.length, l = i % p.length;
     const Row<T> row{at(static_cast<const T*>(p.logits), p.logits_strides, b, l),
-                     at(static_cast<const T*>(p.uncond), p.uncond_strides, b, l), p.guidance_scale,
-                     0.f, p.inverse_temperature};
-    const uint64_t index = (p.first_sample + static_cast<uint64_t>(b)) * p.positions +
-                           p.first_position + static_cast<uint64_t>(l);
-    sample_row(p, row, index, at(p.tokens, p.tokens_strides, b, l),
+                     at(static_cast<const T*>(p.uncond), p.uncond_strides, b, l),
+                     p.guidance_scale,
+                     0.f,
+                     p.inverse_temperature,
+                     stream_seed(p, b)};
+    sample_row(p, row, stream_row(p, b, l), at(p.tokens, p.tokens_strides, b, l),
                at(p.given, p.given_strides, b, l), at(p.chosen, p.chosen_strides, b, l),
                at(p.all, p.all_strides, b, l), s);
     __syncthreads();

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "core/dispatch.h"
+#include "core/philox.h"  // PIXLEAP_HD
 
 namespace pixleap {
 
@@ -32,6 +33,8 @@ struct SampleTokensParams {
   int64_t top_k;  // 0: off
   double top_p;   // 1: off
   uint64_t seed, offset, first_sample;
+  const int64_t* seeds;  // (B,), each sample the first of its own batch; null: `seed`
+  int64_t seeds_stride;
   uint64_t positions, first_position;  // of a whole sample, and where the rows begin in it
 };
 
@@ -44,7 +47,7 @@ void sample_tokens(const Out& out, std::span<const Out> log_prob,
                    std::span<const Out> probabilities, const View& logits, const Optional& uncond,
                    double guidance_scale, double temperature, int64_t top_k, double top_p,
                    int64_t seed, int64_t offset, int64_t first_sample, int64_t first_position,
-                   int64_t length, std::string_view noise_dtype);
+                   int64_t length, std::string_view noise_dtype, const Optional& seeds);
 
 PIXLEAP_DECLARE_KERNELS(sample_tokens, SampleTokensParams)
 
@@ -60,6 +63,15 @@ void run_sample_tokens(const Check& check, const SampleTokensParams& p, const Vi
 
 // A factor kept normal, so that 0 times it is 0 and -inf times it is -inf.
 float normal_factor(double x);
+
+// Index of row l of sample b in the random stream, and the seed of that stream.
+PIXLEAP_HD static inline uint64_t stream_row(const SampleTokensParams& p, int64_t b, int64_t l) {
+  const uint64_t sample = p.first_sample + (p.seeds ? 0 : static_cast<uint64_t>(b));
+  return sample * p.positions + p.first_position + static_cast<uint64_t>(l);
+}
+PIXLEAP_HD static inline uint64_t stream_seed(const SampleTokensParams& p, int64_t b) {
+  return p.seeds ? static_cast<uint64_t>(p.seeds[b * p.seeds_stride]) : p.seed;
+}
 
 void copy_token_strides(const View& v, int64_t* strides);
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .next_scale import NextScaleDecoder, Passes, Progress, Pyramid, Sampling, as_decoder
-from .next_scale.packed import Block
+from ..kv_cache import KVCache
+from .next_scale import NextScaleDecoder, PackedVAR, Passes, Progress, Pyramid, Sampling, as_decoder
+from .next_scale.packed import Ragged
 
 if TYPE_CHECKING:
     from ..models.var import VAR
@@ -31,22 +32,91 @@ class Finished:
 @dataclass(frozen=True)
 class _Request:
     number: int
-    passes: Passes
-    pyramid: Pyramid
+    label: int
     sampling: Sampling
     progress: Progress | None
+
+    @property
+    def law(self) -> tuple[Any, ...]:
+        """Requests that agree in it can be drawn in one call, each from its own seed. Soft tokens
+        have no call for several seeds."""
+        alone = self.number if self.sampling.more_smooth else -1
+        return alone, *vars(replace(self.sampling, seed=0)).values()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Requests that joined at the same step, and so are at the same scale, with one law: a batch.
+
+    slots: of its rows, those with label and then those without.
+    """
+
+    requests: list[_Request]
+    passes: Passes
+    pyramid: Pyramid
+    slots: list[int]
+    seeds: Tensor | None
+
+    def draw(self, logits: Tensor, scale: int, scales: int) -> None:
+        """Adds the next scale to the pyramid."""
+        sampling, book = self.requests[0].sampling, self.pyramid.codebook.weight
+        if self.seeds is None:
+            self.pyramid.add(*sampling.draw_with_codes(logits, scale, scales, book))
+        else:
+            self.pyramid.add(sampling.draw(logits, scale, scales, self.seeds))
+        for i, request in enumerate(self.requests):
+            if request.progress is not None:
+                request.progress(scale, self.pyramid.f_hat[i : i + 1])
+
+    def finished(self) -> list[Finished]:
+        pyramid = self.pyramid
+        return [
+            Finished(r.number, [t[i : i + 1] for t in pyramid.tokens], pyramid.f_hat[i : i + 1])
+            for i, r in enumerate(self.requests)
+        ]
+
+
+class _Slots:
+    """Keys, values and modulation of all rows that can be decoded at a time, allocated once."""
+
+    def __init__(self, packed: PackedVAR, count: int) -> None:
+        new = packed.positions.new_empty
+        self.caches = [
+            KVCache(count, block.heads, block.head_dim, packed.ends[-1], like=packed.positions)
+            for block in packed.blocks
+        ]
+        self.sixes = [new(count, 6, packed.width) for _ in packed.blocks]
+        self.pairs = new(count, 2, packed.width)
+        self._free = list(range(count))
+
+    def take(self, passes: Passes) -> list[int]:
+        """Slots for the rows of `passes`, with their modulation."""
+        count = len(passes.condition)
+        slots, self._free = self._free[:count], self._free[count:]
+        parts = [*zip(self.sixes, passes.sixes, strict=True), (self.pairs, passes.head_pair)]
+        for table, rows in parts:
+            table.numpy()[slots] = rows.numpy()
+        return slots
+
+    def give_back(self, slots: list[int]) -> None:
+        self._free = sorted(self._free + slots)  # the lowest first: their memory is in use
 
 
 class ContinuousBatcher:
     """Decodes requests at different scales in one batch.
 
     Every step takes each request one scale further. The tokens of all of them are rows of one
-    call of each linear layer, with their own modulation; attention runs per request on its own
-    cache. A request's tokens are, bit for bit, those of `NextScaleDecoder.tokens` of it alone.
+    call of each op per layer, with their own modulation and their own slot of one cache. Requests
+    that joined together stay together: they are embedded and drawn in one call. A request's tokens
+    are, bit for bit, those of `NextScaleDecoder.tokens` of it alone.
+
+    Requests join as soon as there is room for all that wait; when more wait, as soon as half of
+    the room is free, so that under load they go through in few large groups.
 
     Args:
         model: `pixleap.models.VAR`, or a `NextScaleDecoder` of it.
-        max_requests: how many are decoded at a time; others wait. Bounds the memory of the caches.
+        max_requests: how many are decoded at a time; others wait. Caches for all of them are
+            allocated here (their memory is touched when it is first used).
         weights: as for `NextScaleDecoder`, of a model that is not packed yet.
 
     Raises:
@@ -63,13 +133,15 @@ class ContinuousBatcher:
             )
         self.decoder = as_decoder(model, weights)
         self.max_requests = max_requests
-        self._waiting: deque[tuple[int, Tensor, Sampling, Progress | None]] = deque()
-        self._active: list[_Request] = []
+        self._slots = _Slots(self.decoder.packed, 2 * max_requests)  # with and without the label
+        self._waiting: deque[_Request] = deque()
+        self._groups: list[_Group] = []
+        self._active = 0
         self._count = 0
 
     def __len__(self) -> int:
         """Requests that wait or are decoded."""
-        return len(self._waiting) + len(self._active)
+        return len(self._waiting) + self._active
 
     def add(self, label: int, *, progress: Progress | None = None, **options: Any) -> int:
         """Queues one image and returns the request's number; options as in
@@ -80,74 +152,96 @@ class ContinuousBatcher:
         """
         packed = self.decoder.packed
         sampling = Sampling(**options).check(packed.vocabulary)
-        labels = torch.as_tensor([label])
-        packed.check_labels(labels)
-        self._waiting.append((self._count, labels, sampling, progress))
+        packed.check_labels(torch.as_tensor([label]))
+        self._waiting.append(_Request(self._count, label, sampling, progress))
         self._count += 1
         return self._count - 1
 
     def _admit(self) -> None:
-        while self._waiting and len(self._active) < self.max_requests:
-            number, labels, sampling, progress = self._waiting.popleft()
-            passes = self.decoder.packed.start(labels, guided=sampling.guided)
-            pyramid = Pyramid(self.decoder.codebook, 1)
-            self._active.append(_Request(number, passes, pyramid, sampling, progress))
+        room, waiting = self.max_requests - self._active, len(self._waiting)
+        if not waiting or (waiting > room and 2 * room < self.max_requests):
+            return
+        joining = [self._waiting.popleft() for _ in range(min(room, waiting))]
+        self._active += len(joining)
+        joining.sort(key=lambda r: r.law)  # stable
+        for _, members in groupby(joining, lambda r: r.law):
+            requests = list(members)
+            labels = torch.tensor([r.label for r in requests])
+            guided = requests[0].sampling.guided
+            passes = self.decoder.packed.start(labels, guided=guided, scales=0)
+            seeds = torch.tensor([r.sampling.seed for r in requests])
+            self._groups.append(
+                _Group(
+                    requests,
+                    passes,
+                    Pyramid(self.decoder.codebook, len(requests)),
+                    self._slots.take(passes),
+                    seeds if len(requests) > 1 else None,
+                )
+            )
 
     def _logits(self) -> list[Tensor]:
-        """One pass; per request its logits (1 or 2, n_k, V)."""
-        packed, active = self.decoder.packed, self._active
-        halves = [len(r.passes.condition) for r in active]
-        lengths = [packed.lengths[r.passes.scales] for r in active]
-        counts = [h * n for h, n in zip(halves, lengths, strict=True)]
-        cuts = list(pairwise(accumulate(counts, initial=0)))
-        rows = cuts[-1][1]
-        x = packed.scratch.get("x", rows, 1, packed.width)
-        for r, h, n, (a, b) in zip(active, halves, lengths, cuts, strict=True):
-            out = x[a:b].view(h, n, packed.width)
-            packed.embed(r.passes, r.pyramid.maps, r.passes.scales + 1, out)
+        """One pass; per group its logits (B or 2B, n_k, V)."""
+        packed, groups, held = self.decoder.packed, self._groups, self._slots
+        counts = [len(g.slots) for g in groups]
+        scales = np.repeat([g.passes.scales for g in groups], counts)
+        slots = np.concatenate([np.array(g.slots) for g in groups])
+        ends = np.array(packed.ends)
+        positions, lengths = ends[scales], ends[scales + 1]
+        offsets = np.concatenate(([0], np.cumsum(lengths - positions)))
+        ragged = Ragged(offsets, positions, lengths, slots)
+        rows, first = int(offsets[-1]), int(lengths[0] - positions[0])
+        # Modulation is a vector per sequence where all have as many tokens, else one per token.
+        even = len({g.passes.scales for g in groups}) == 1
+        length, index = (first, slots) if even else (1, np.repeat(slots, lengths - positions))
+        x = packed.scratch.get("x", len(index), length, packed.width)
+        flat = x.view(rows, packed.width)
+        cuts = [int(offsets[i]) for i in accumulate(counts, initial=0)]
+        parts = [
+            (slice(a, b), len(g.slots), packed.lengths[g.passes.scales])
+            for g, (a, b) in zip(groups, pairwise(cuts), strict=True)
+        ]
+        for g, (part, h, n) in zip(groups, parts, strict=True):
+            out = flat[part].view(h, n, packed.width)
+            packed.embed(g.passes, g.pyramid.maps, g.passes.scales + 1, out)
 
-        def spread(name: str, vectors: list[Tensor]) -> Tensor:
-            """Of every request (h, k, C) -> (rows, k, C). NumPy copies on this thread: torch's
-            threads would spin on the cores that the next native call needs."""
-            out = packed.scratch.get(name, rows, *vectors[0].shape[1:])
-            for v, h, n, (a, b) in zip(vectors, halves, lengths, cuts, strict=True):
-                part = out[a:b].view(h, n, *v.shape[1:]).numpy()
-                np.copyto(part, v.numpy()[:, None])
+        def modulation(name: str, table: Tensor) -> Tensor:
+            """(slots, k, C) -> (len(index), k, C). Copies by NumPy on this thread: torch's threads
+            would spin on the cores that the next native call needs."""
+            out = packed.scratch.get(name, len(index), *table.shape[1:])
+            np.take(table.numpy(), index, axis=0, out=out.numpy(), mode="clip")
             return out
 
-        for i, block in enumerate(packed.blocks):
-            six = spread("six", [r.passes.sixes[i] for r in active])
+        for block, six, cache in zip(packed.blocks, held.sixes, held.caches, strict=True):
 
-            def attend(qkv: Tensor, out: Tensor, i: int = i, block: Block = block) -> None:
-                for r, h, n, (a, b) in zip(active, halves, lengths, cuts, strict=True):
-                    cache = r.passes.caches[i]
-                    block.attend(
-                        qkv[a:b].view(h, n, -1), cache, out[a:b].view(h, n, -1), [n], packed.scratch
-                    )
+            def attend(
+                qkv: Tensor, out: Tensor, block: Any = block, cache: KVCache = cache
+            ) -> None:
+                block.attend_ragged(
+                    qkv.view(rows, -1), cache, out.view(rows, -1), ragged, packed.scratch
+                )
 
-            block(x, six, attend, packed.scratch)
-        for r in active:
-            r.passes.scales += 1
-        logits = packed.logits(x, spread("pair", [r.passes.head_pair for r in active]))
-        parts = zip(halves, lengths, cuts, strict=True)
-        return [logits[a:b].view(h, n, -1) for h, n, (a, b) in parts]
+            block(x, modulation("six", six), attend, packed.scratch)
+        for g in groups:
+            g.passes.scales += 1
+        logits = packed.logits(x, modulation("pair", held.pairs)).view(rows, -1)
+        return [logits[part].view(h, n, -1) for part, h, n in parts]
 
     @torch.no_grad()
     def step(self) -> list[Finished]:
         """Takes every request one scale further; returns those that are done."""
         self._admit()
-        if not self._active:
+        if not self._groups:
             return []
         scales = len(self.decoder.packed.patch_nums)
-        for r, logits in zip(self._active, self._logits(), strict=True):
-            scale = r.pyramid.scales
-            book = self.decoder.codebook.weight
-            r.pyramid.add(*r.sampling.draw_with_codes(logits, scale, scales, book))
-            if r.progress is not None:
-                r.progress(scale, r.pyramid.f_hat)
-        done = [r for r in self._active if r.pyramid.scales == scales]
-        self._active = [r for r in self._active if r.pyramid.scales < scales]
-        return [Finished(r.number, r.pyramid.tokens, r.pyramid.f_hat) for r in done]
+        for g, logits in zip(self._groups, self._logits(), strict=True):
+            g.draw(logits, g.pyramid.scales, scales)
+        done = [g for g in self._groups if g.pyramid.scales == scales]
+        self._groups = [g for g in self._groups if g.pyramid.scales < scales]
+        for g in done:
+            self._slots.give_back(g.slots)
+            self._active -= len(g.requests)
+        return [finished for g in done for finished in g.finished()]
 
     def run(self) -> Iterator[Finished]:
         """Steps until nothing is left, and yields each request as it ends; more may be added

@@ -20,6 +20,7 @@ def sample_tokens(
     first_position: int = 0,
     length: int = 0,
     noise_dtype: str = "float32",
+    seeds: Array | None = None,
     return_log_prob: bool = False,
     return_probabilities: bool = False,
     out: Any = None,
@@ -50,6 +51,8 @@ def sample_tokens(
             1 (Zheng et al. 2024, arXiv:2409.02908). "float64" adds bits to the same uniforms, 52 in
             all, and takes both logarithms in float64; it costs next to nothing and seldom draws
             another token.
+        seeds: (B,) int64, in the place of `seed`: sample b draws from the stream of seeds[b] and
+            takes the words of sample first_sample, as if it were drawn alone with that seed.
         return_log_prob: also the logarithm of the probability of each token drawn.
         return_probabilities: also the whole distributions drawn from.
         out: (B, L) int64 to write; with return_log_prob or return_probabilities a tuple of what is
@@ -94,6 +97,6 @@ def sample_tokens(
     probabilities = outs[-1:] if wanted[2] else []
     _native.sample_tokens(
         outs[0], log_prob, probabilities, logits, uncond, guidance_scale, temperature, top_k, top_p,
-        seed, offset, first_sample, first_position, length, noise_dtype,
+        seed, offset, first_sample, first_position, length, noise_dtype, seeds,
     )  # fmt: skip
     return outs[0] if count == 1 else tuple(outs)

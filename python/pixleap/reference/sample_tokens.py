@@ -70,6 +70,7 @@ def sample_tokens(
     first_position: int = 0,
     length: int = 0,
     noise_dtype: str = "float32",
+    seeds: np.ndarray | None = None,
     return_log_prob: bool = False,
     return_probabilities: bool = False,
 ) -> Any:
@@ -81,8 +82,9 @@ def sample_tokens(
     for b, l in np.ndindex(*x.shape[:2]):  # noqa: E741
         keep = filtered(x[b, l], temperature, top_k, top_p)
         distribution = log_softmax(x[b, l], keep, temperature)
-        row = (first_sample + b) * (length or x.shape[1]) + first_position + l
-        gumbel = row_gumbel(row, vocabulary, seed, offset, noise_dtype)
+        sample, key = (first_sample + b, seed) if seeds is None else (first_sample, int(seeds[b]))
+        row = sample * (length or x.shape[1]) + first_position + l
+        gumbel = row_gumbel(row, vocabulary, key, offset, noise_dtype)
         tokens[b, l] = (distribution + gumbel).argmax()
         log_prob[b, l] = distribution[tokens[b, l]]
         probabilities[b, l] = np.exp(distribution)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,18 @@ from ..layers import Norm, PackedLinear, Scratch, check_labels, float_tensor
 if TYPE_CHECKING:
     from ...models.var import VAR
     from ...models.var_layers import AdaLNSelfAttn
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences with different caches in packed rows, for one call of each op per layer: int64
+    arrays on the host as `pixleap.ops.kv_append_varlen` takes them. Sequence i adds tokens
+    positions[i] to lengths[i] - 1 of slot slots[i]."""
+
+    offsets: np.ndarray
+    positions: np.ndarray
+    lengths: np.ndarray
+    slots: np.ndarray
 
 
 class Block:
@@ -82,6 +96,24 @@ class Block:
         )
         out = out.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
         attend_scales(q, cache, out, lengths, self.scale, same_bits)
+
+
+    def attend_ragged(
+        self, qkv: Tensor, cache: KVCache, out: Tensor, ragged: Ragged, scratch: Scratch
+    ) -> None:
+        """As `attend` of each sequence alone, with the same bits: qkv (R, 3C) joins the slots of
+        the cache, out (R, C) is written."""
+        rows = len(qkv)
+        keys, values = cache.buffers
+        q, _, _ = ops.kv_append_varlen(
+            qkv.view(rows, 3, self.heads, self.head_dim), keys, values, ragged.offsets,
+            ragged.positions, slots=ragged.slots, q_scale=self.q_scale,
+            out=scratch.get("q", rows, self.heads, self.head_dim),
+        )  # fmt: skip
+        ops.attention_varlen(
+            q, keys, values, ragged.offsets, ragged.lengths, slots=ragged.slots, causal=False,
+            scale=self.scale, out=out.view(rows, self.heads, self.head_dim),
+        )  # fmt: skip
 
 
 def attend_scales(
@@ -204,7 +236,7 @@ class PackedVAR:
 
     def start(self, labels: Tensor, *, guided: bool = True, scales: int | None = None) -> Passes:
         """Begins a batch. labels (B,) int64, negative for none; guided: with the half without
-        labels; scales: how many the caches must hold (default: all).
+        labels; scales: how many the caches must hold (default: all; 0 where they are elsewhere).
 
         Raises:
             ValueError: labels that are no integers (B,) or too large.

@@ -46,6 +46,7 @@ class Sampling:
             ("top_k", 0 <= self.top_k <= vocabulary, f"0 to {vocabulary}"),
             ("top_p", 0 < self.top_p <= 1, "a number in (0, 1]"),
             ("noise_dtype", self.noise_dtype in NOISES, f"one of {NOISES}"),
+            ("seed", -(2**63) <= self.seed < 2**63, "64 bits with a sign"),
             ("first_sample", self.first_sample >= 0, "a number >= 0"),
         ):
             if not good:
@@ -69,13 +70,16 @@ class Sampling:
         batch = len(logits) // 2
         return logits[:batch], logits[batch:], 1 + t
 
-    def draw(self, logits: Tensor, scale: int, scales: int) -> Tensor:
-        """Logits (B, n, V), or (2B, n, V) with guidance -> tokens (B, n) int64."""
+    def draw(
+        self, logits: Tensor, scale: int, scales: int, seeds: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, n, V), or (2B, n, V) with guidance -> tokens (B, n) int64. seeds: (B,) int64,
+        samples that are drawn as if each were alone with its seed."""
         cond, uncond, guidance = self._halves(logits, scale, scales)
         return ops.sample_tokens(
             cond, uncond=uncond, guidance_scale=guidance, temperature=self.temperature,
             top_k=self.top_k, top_p=self.top_p, seed=self.seed, offset=scale,
-            first_sample=self.first_sample, noise_dtype=self.noise_dtype,
+            first_sample=self.first_sample, noise_dtype=self.noise_dtype, seeds=seeds,
         )  # fmt: skip
 
     def draw_with_codes(
