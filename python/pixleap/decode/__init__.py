@@ -15,6 +15,7 @@ from .distilled import (
 )
 from .draft_plan import DraftPlan
 from .flow_ar import FlowARHead, FlowARModel, FlowARResult, flow_ar
+from .flow_metrics import BlockMetrics, FlowMetrics, flow_metrics
 from .gs_jacobi import FlowDecoder, FlowResult, Frontier, Sequential, gs_jacobi
 from .mar import MARModel, MARResult, group_sizes, mar
 from .masked_diffusion import (
@@ -27,11 +28,13 @@ from .masked_diffusion import (
 from .next_scale import NextScaleDecoder, next_scale
 from .raster import Jacobi, RasterModel, RasterResult, Speculative, raster
 from .speculative import SpeculativeDecoder, speculative
+from .speculative_jacobi import SpeculativeJacobi, speculative_jacobi
 from .speculative_run import SpeculativeResult
 from .token_draws import TokenSampling
 
 __all__ = [
     "Ancestral",
+    "BlockMetrics",
     "CollaborativeDecoder",
     "ContinuousBatcher",
     "DistilledResult",
@@ -43,6 +46,7 @@ __all__ = [
     "FlowARModel",
     "FlowARResult",
     "FlowDecoder",
+    "FlowMetrics",
     "FlowResult",
     "Frontier",
     "Head",
@@ -59,12 +63,14 @@ __all__ = [
     "Speculative",
     "SpeculativeDecoder",
     "SpeculativeDenoising",
+    "SpeculativeJacobi",
     "SpeculativeResult",
     "TokenSampling",
     "collaborative",
     "diffusion",
     "distilled",
     "flow_ar",
+    "flow_metrics",
     "group_sizes",
     "gs_jacobi",
     "mar",
@@ -73,4 +79,5 @@ __all__ = [
     "noise_schedule",
     "raster",
     "speculative",
+    "speculative_jacobi",
 ]
