@@ -224,7 +224,7 @@ def test_what_the_official_code_cannot_do_is_refused() -> None:
 
 
 def published_names(blocks: int, layers: int, classes: int) -> set[str]:
-    """Of a GS-Jacobi checkpoint: `torch.save(model.state_dict())`, the names of apple/ml-tarflow."""
+    """Of a GS-Jacobi checkpoint, a plain `model.state_dict()`: those of apple/ml-tarflow."""
     names = {"var"}
     for i in range(blocks):
         block = f"blocks.{i}."

@@ -144,7 +144,7 @@ def _verify(
     """Tokens (B, n) that follow p, and how many stayed before the first that did not."""
     start = run.done
     present = run.x[:, start : start + p.shape[1]]
-    key = {"seed": run.seed, "first_sample": run.first_sample}
+    key: dict[str, Any] = {"seed": run.seed, "first_sample": run.first_sample}
     mode = "token" if decoder.coupling == "maximal" else "chain"
     tokens, _, kept = ops.speculative_accept(
         p, q, present, mode=mode, offset=2 * run.passes + 1, **key
