@@ -221,3 +221,51 @@ def test_what_the_official_code_cannot_do_is_refused() -> None:
             gs_jacobi_official(model, z, **{**lists, **change})
     with pytest.raises(ValueError, match="expected nvp=True"):
         gs_jacobi_official(random_flow(3, nvp=False), z, **lists)
+
+
+def published_names(blocks: int, layers: int, classes: int) -> set[str]:
+    """Of a GS-Jacobi checkpoint, a plain `model.state_dict()`: those of apple/ml-tarflow."""
+    names = {"var"}
+    for i in range(blocks):
+        block = f"blocks.{i}."
+        names |= {block + n for n in ("pos_embed", "attn_mask")}
+        names |= {f"{block}proj_{way}.{p}" for way in ("in", "out") for p in ("weight", "bias")}
+        names |= {block + "class_embed"} if classes else set()
+        for j in range(layers):
+            for part in ("attention.norm", "attention.qkv", "attention.proj", "mlp.norm"):
+                names |= {f"{block}attn_blocks.{j}.{part}.{p}" for p in ("weight", "bias")}
+            for part in ("mlp.main.0", "mlp.main.2"):
+                names |= {f"{block}attn_blocks.{j}.{part}.{p}" for p in ("weight", "bias")}
+    return names
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_gs_jacobi_checkpoints_load(tmp_path: Path, classes: int) -> None:
+    """RGB, head width 64, a raw state dict; the noise of the training is told by the caller."""
+    torch.manual_seed(0)
+    model = TarFlow(3, 8, 2, 64, 2, 1, num_classes=classes)
+    state = {k: torch.randn_like(v) for k, v in model.state_dict().items()}
+    assert set(state) == published_names(2, 1, classes)
+    path = tmp_path / "afhq_model_2_64_2_1_0.07.pth"
+    torch.save(state, path)
+    loaded = load_tarflow(path, noise_std=0.07)
+    assert loaded.noise_std == 0.07 and loaded.config == model.config
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_foreign_checkpoints_are_refused_with_their_keys(tmp_path: Path) -> None:
+    state = TarFlow(3, 8, 2, 64, 2, 1).state_dict()
+    path = tmp_path / "flow.pth"
+    foreign = {k.replace("mlp.main.0", "mlp.gate_proj"): v for k, v in state.items()}
+    torch.save(foreign, path)
+    first = r"not a TarFlow state dict: missing blocks.0.attn_blocks.0.mlp.main.0.weight"
+    with pytest.raises(ValueError, match=first):
+        load_tarflow(path)
+    foreign = dict(state) | {"feat_rope.freqs_cos": torch.zeros(4), "blocks.1.sos": torch.zeros(1)}
+    del foreign["blocks.1.pos_embed"]
+    torch.save(foreign, path)
+    with pytest.raises(ValueError) as error:
+        load_tarflow(path)
+    for line in ("missing: blocks.1.pos_embed", "unexpected: feat_rope.freqs_cos", "blocks.1.sos"):
+        assert line in str(error.value)

@@ -16,6 +16,7 @@ from .distilled import (
 from .draft_plan import DraftPlan
 from .flow import FlowDecoder, FlowResult, gs_jacobi
 from .flow_ar import FlowARHead, FlowARModel, FlowARResult, flow_ar
+from .flow_metrics import BlockMetrics, FlowMetrics, flow_metrics
 from .mar import MARModel, MARResult, group_sizes, mar
 from .masked_diffusion import (
     Ancestral,
@@ -27,6 +28,7 @@ from .masked_diffusion import (
 from .next_scale import NextScaleDecoder, next_scale
 from .raster import RasterModel, RasterResult, RasterSystem, RowAbove, Speculative, raster
 from .speculative import SpeculativeDecoder, speculative
+from .speculative_jacobi import SpeculativeJacobi, speculative_jacobi
 from .speculative_run import SpeculativeResult
 from .token_draws import TokenSampling
 from .triangular import DenseSystem, TriangularResult, TriangularSystem
@@ -34,6 +36,7 @@ from .triangular_solvers import Frontier, GSJacobi, Jacobi, Sequential, solve_tr
 
 __all__ = [
     "Ancestral",
+    "BlockMetrics",
     "CollaborativeDecoder",
     "ContinuousBatcher",
     "DenseSystem",
@@ -46,6 +49,7 @@ __all__ = [
     "FlowARModel",
     "FlowARResult",
     "FlowDecoder",
+    "FlowMetrics",
     "FlowResult",
     "Frontier",
     "GSJacobi",
@@ -65,6 +69,7 @@ __all__ = [
     "Speculative",
     "SpeculativeDecoder",
     "SpeculativeDenoising",
+    "SpeculativeJacobi",
     "SpeculativeResult",
     "TokenSampling",
     "TriangularResult",
@@ -73,6 +78,7 @@ __all__ = [
     "diffusion",
     "distilled",
     "flow_ar",
+    "flow_metrics",
     "group_sizes",
     "gs_jacobi",
     "mar",
@@ -82,4 +88,5 @@ __all__ = [
     "raster",
     "solve_triangular",
     "speculative",
+    "speculative_jacobi",
 ]

@@ -4,8 +4,8 @@ Every pass evaluates a window of positions from the present tokens. Position l h
 the pass before drew from q_l, and gets a new distribution p_l: the token stays with probability
 min(1, p_l / q_l), else it is replaced by a draw from (p_l - q_l)+ (the rule of speculative
 sampling, Leviathan et al. 2023, arXiv:2211.17192). The window moves past the tokens that stayed
-and the first that did not. A position that enters the window holds a guess, drawn from the
-distribution with all its weight on it.
+and the first that did not. A position that enters the window holds a guess, with a q that has all
+its weight on it.
 
 What it is: other tokens than the loop's with the same seed, of the loop's distribution, exactly.
 Given all that ever happened before it, the token of position l follows p_l after each pass, as the
@@ -15,8 +15,7 @@ depend on how many positions it is asked for, or float32 probabilities, to their
 
 coupling says what becomes of the tokens after the first that did not stay:
 - "none": drawn anew from p_l, as in Speculative Jacobi Decoding (Teng et al. 2024,
-  arXiv:2410.01699; code tyshiwo1/Accelerating-T2I-AR-with-SJD). There the replacement is drawn in
-  the pass after, and guesses enter with a uniform q; here the replacement counts at once.
+  arXiv:2410.01699; code tyshiwo1/Accelerating-T2I-AR-with-SJD).
 - "maximal": kept or replaced by the same rule, so that tokens settle and fewer passes are needed
   (MC-SJD, So et al. 2025, arXiv:2510.24211).
 
@@ -145,7 +144,7 @@ def _verify(
     """Tokens (B, n) that follow p, and how many stayed before the first that did not."""
     start = run.done
     present = run.x[:, start : start + p.shape[1]]
-    key = {"seed": run.seed, "first_sample": run.first_sample}
+    key: dict[str, Any] = {"seed": run.seed, "first_sample": run.first_sample}
     mode = "token" if decoder.coupling == "maximal" else "chain"
     tokens, _, kept = ops.speculative_accept(
         p, q, present, mode=mode, offset=2 * run.passes + 1, **key

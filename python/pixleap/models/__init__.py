@@ -4,6 +4,7 @@ from .checkpoint import check_state_dict, load_checkpoint, load_state, save_chec
 from .classifier import DigitClassifier, load_classifier
 from .dit import DiT
 from .dit_load import load_digits_dit, load_dit
+from .raster_ar import NativeRasterAR, RasterAR, load_raster_ar
 from .tarflow import TarFlow, load_tarflow
 from .var import VAR
 from .var_load import load_var, load_var_draft, load_vqvae
@@ -15,6 +16,8 @@ __all__ = [
     "VQVAE",
     "DiT",
     "DigitClassifier",
+    "NativeRasterAR",
+    "RasterAR",
     "TarFlow",
     "check_state_dict",
     "emulate_quantised_weights",
@@ -22,6 +25,7 @@ __all__ = [
     "load_classifier",
     "load_digits_dit",
     "load_dit",
+    "load_raster_ar",
     "load_state",
     "load_tarflow",
     "load_var",
