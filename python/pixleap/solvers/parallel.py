@@ -76,10 +76,12 @@ class _Model:
         self,
         plan: SolverPlan,
         model: Callable[..., Any],
+        like: Array,
         conditions: Sequence[Array],
         guidance: Guidance | None,
     ) -> None:
         self.model, self.conditions, self.guidance = model, conditions, guidance
+        self.like = like  # what the model takes
         self.names = list(guidance.names) if guidance else ["output"]
         self.points = [stage.point for stage in plan.stages]
         self.times = np.array([p.time for p in self.points])
@@ -103,8 +105,8 @@ class _Model:
         rows, samples = np.asarray(rows), np.asarray(samples)
         x = run.flat(run.x, k.start, k.stop) if whole else run.x[k, b]
         given = x
-        if x.dtype != run.like.dtype:
-            given = ops.lincomb([x], (1.0,), out=[empty(run.like, tuple(x.shape))])[0]
+        if x.dtype != self.like.dtype:
+            given = ops.lincomb([x], (1.0,), out=[empty(self.like, tuple(x.shape))])[0]
         times = per_sample(self.times[rows], x)
         if is_torch(x) and not str(x.dtype).endswith("float64"):
             times = times.float()
@@ -119,7 +121,7 @@ class _Model:
             used = [i for i, o in enumerate(outputs) if o is not None]
             outputs, weights = [outputs[i] for i in used], self.weights[rows][:, used]
         shifts = np.array(run.system.shifts)[rows, None]
-        table = per_sample(np.concatenate([weights, shifts], axis=1)[:, None], run.like)
+        table = per_sample(np.concatenate([weights, shifts], axis=1)[:, None], self.like)
         out = run.flat(run.h, k.start, k.stop) if whole else empty(x, tuple(x.shape))
         ops.lincomb([*outputs, x], table, out=[out])
         if not whole:
@@ -244,12 +246,15 @@ def parallel_sample(
             )
     _check_guidance(guidance)
     system = TriangularPlan(plan, data_std)
-    start = solver_start(
-        plan, x, seed=seed, offset=offset, first_element=first_element, noise=noise
+    start = x
+    if state_dtype is not None:
+        start = ops.lincomb([x], (1.0,), out=[empty(x, tuple(x.shape), state_dtype)])[0]
+    first = solver_start(
+        plan, start, seed=seed, offset=offset, first_element=first_element, noise=noise
     )["x"]
-    run = Sweeps(system, start, window, float(tolerance), history, state_dtype)
+    run = Sweeps(system, start, first, window, float(tolerance), history)
     run.draw(plan, seed, offset, first_element, noise)
-    evaluate = _Model(plan, model, conditions, guidance)
+    evaluate = _Model(plan, model, x, conditions, guidance)
     result = ParallelResult(x, evaluations=np.zeros(batch, np.int64))
     while (run.first < count).any() and result.sweeps < most:
         result.evaluations += evaluate(run)
@@ -261,7 +266,6 @@ def parallel_sample(
     if not settled.all():
         run.extrapolate()
     result.samples = ops.lincomb([run.y[count]], (1.0,))[0]
-    flat = result.samples.reshape(batch, -1)
-    finite = np.isfinite(host_moments(flat, flat)[:, 2])
-    result.converged = settled & finite
+    sums = host_moments(result.samples, result.samples)
+    result.converged = settled & np.isfinite(sums[:, 2])
     return result

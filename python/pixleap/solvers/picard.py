@@ -40,7 +40,7 @@ class TriangularPlan:
                 known[f"x {k + 1}"] = rows[k].substitute(known)
             forms = list(known.values())
             terms = {n for form in forms for n, c in form.terms.items() if c}
-            names = sorted(terms, key=lambda n: ("xhn".index(n[0]), int(n[2:])))
+            names = sorted(terms, key=lambda n: ("sxhn".index(n[0]), int(n[2:])))
             table = [[form.terms.get(n, 0.0) for n in names] for form in forms]
             if not np.isfinite(table).all():
                 raise ValueError(f"parallel_sample: the rows of {plan.name} are not finite here")
@@ -48,7 +48,7 @@ class TriangularPlan:
 
     def _rows(self, plan: SolverPlan) -> list[LinearForm]:
         """Input k + 1 of the model as a form of inputs, held values and noise up to k."""
-        known: dict[str, LinearForm] = {}
+        known = {plan.start: LinearForm.of("s 0")}
         rows: list[LinearForm] = []
         for k, stage in enumerate(plan.stages):
             x = known[stage.sample] = LinearForm.of(f"x {k}")
@@ -62,7 +62,7 @@ class TriangularPlan:
                 forms = [form.substitute(known) for form in p.forms]
                 known.update(zip(p.outputs, forms, strict=True))
             row = known[stage.result]
-            if any(n[:2] not in ("x ", "h ") and not is_noise(n) for n in row.terms):
+            if any(n[:2] not in ("s ", "x ", "h ") and not is_noise(n) for n in row.terms):
                 raise ValueError(
                     "parallel_sample: argument 'plan' expected one whose steps depend on samples, "
                     f"outputs and noise alone, got {plan.name} with {', '.join(row.terms)}"
@@ -109,18 +109,18 @@ class Sweeps:
     def __init__(
         self,
         system: TriangularPlan,
+        start: Array,
         x: Array,
         window: int,
         tolerance: float,
         history: int,
-        dtype: str | None,
     ) -> None:
         self.system, self.window, self.tolerance = system, window, tolerance
         self.count, size = len(system.shifts), tuple(x.shape)
-        self.batch, self.like, self.history = size[0], x, history
+        self.batch, self.history, self.start = size[0], history, [start]
 
         def zeros() -> Array:
-            a = empty(x, (self.count + 1, *size), dtype)
+            a = empty(x, (self.count + 1, *size))
             a[...] = 0
             return a
 
@@ -168,7 +168,7 @@ class Sweeps:
         """y of all windows and of the evaluations that may join them, from x, h and noise."""
         start = int(self.first.min())
         end = min(int(self.last.max()) + self.window, self.count)
-        arrays = {"x": self.y, "h": self.h, "n": self.noise}
+        arrays: dict[str, Any] = {"s": self.start, "x": self.y, "h": self.h, "n": self.noise}
         for block in range(start // MAX_OUTPUTS, -(-end // MAX_OUTPUTS)):
             names, table = self.system.blocks[block]
             low = block * MAX_OUTPUTS
@@ -255,7 +255,7 @@ class Sweeps:
         table = np.concatenate([np.ones((rows, self.batch, 1)), -weights], axis=-1)
         ops.lincomb(
             [views[1], *(self.flat(d, start, end) for _, d in self.changes)],
-            per_sample(table.reshape(rows * self.batch, 1, n + 1), self.like),
+            per_sample(table.reshape(rows * self.batch, 1, n + 1), self.y),
             out=[self.flat(self.x, start, end)],
         )
         for kept, now in zip(self.before, (self.f, self.y), strict=True):
