@@ -11,6 +11,7 @@ from .langevin import DenoisingMCMC, PredictorCorrector
 from .linear_form import LinearForm
 from .mean_reverting import MeanRevertingSchedule, ResidualDenoising
 from .method import ALIASES, METHODS, Step, conversion, method
+from .parallel import ParallelResult, parallel_sample
 from .plan import SolverPlan, solver_plan
 from .schedule import PREDICTION_TYPES, NoiseSchedule, Point, dynamic_shift_mu, flow_shift
 from .search import SearchResult, search_schedule, search_timesteps
@@ -41,6 +42,7 @@ __all__ = [
     "LinearForm",
     "MeanRevertingSchedule",
     "NoiseSchedule",
+    "ParallelResult",
     "Point",
     "PredictorCorrector",
     "ResidualDenoising",
@@ -56,6 +58,7 @@ __all__ = [
     "method",
     "methods",
     "one_more_step",
+    "parallel_sample",
     "pfgmpp_noise",
     "points",
     "reference",
