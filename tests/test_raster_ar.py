@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 import pixleap as px  # noqa: E402
 from pixleap.decode import (  # noqa: E402
-    Jacobi,
+    Frontier,
+    RowAbove,
     Speculative,
     SpeculativeJacobi,
     raster,
@@ -102,7 +103,7 @@ def test_jacobi_is_the_loop_bit_for_bit_on_1024_sequences(trained: NativeRasterA
         plain = raster(model, nothing(256), LENGTH, seed=seed)
         assert plain.passes == LENGTH
         assert 0.2 < float((plain.tokens > 0).double().mean()) < 0.6
-        decoder = Jacobi((16, 64)[seed % 2])
+        decoder = Frontier(window=(16, 64)[seed % 2])
         fast = raster(model, nothing(256), LENGTH, seed=seed, decoder=decoder)
         assert torch.equal(fast.tokens, plain.tokens)
         assert fast.passes < LENGTH / 2  # the slowest of 256 decides
@@ -114,7 +115,7 @@ def test_four_times_fewer_passes_alone(trained: NativeRasterAR) -> None:
     for seed in range(24):
         model = trained.conditioned(torch.tensor([seed % 10]))
         plain = raster(model, nothing(1), LENGTH, seed=seed)
-        fast = raster(model, nothing(1), LENGTH, seed=seed, decoder=Jacobi(16))
+        fast = raster(model, nothing(1), LENGTH, seed=seed, decoder=Frontier(window=16))
         assert torch.equal(fast.tokens, plain.tokens)
         passes["jacobi"].append(fast.passes)
         for coupling in ("none", "maximal"):
@@ -129,7 +130,9 @@ def test_four_times_fewer_passes_alone(trained: NativeRasterAR) -> None:
     guided = trained.conditioned(torch.tensor([7]), guided=True)
     options = {"guidance_scale": 2.0, "top_k": 8, "temperature": 0.9}
     plain = raster(guided, nothing(1), LENGTH, **options)
-    fast = raster(guided, nothing(1), LENGTH, decoder=Jacobi(12, width=8), **options)
+    fast = raster(
+        guided, nothing(1), LENGTH, decoder=Frontier(window=12, init=RowAbove(8)), **options
+    )
     assert torch.equal(fast.tokens, plain.tokens)
     with_draft = Speculative(trained.conditioned(torch.tensor([7])), 4)
     model = trained.conditioned(torch.tensor([7]))

@@ -19,7 +19,7 @@ coupling says what becomes of the tokens after the first that did not stay:
 - "maximal": kept or replaced by the same rule, so that tokens settle and fewer passes are needed
   (MC-SJD, So et al. 2025, arXiv:2510.24211).
 
-`Jacobi` of `raster` couples passes by noise that is fixed beforehand, and gives the loop's tokens.
+`Frontier` in `raster` couples passes by noise fixed beforehand, and gives the loop's tokens.
 """
 
 from __future__ import annotations

@@ -97,7 +97,6 @@ class Block:
         out = out.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
         attend_scales(q, cache, out, lengths, self.scale, same_bits)
 
-
     def attend_ragged(
         self, qkv: Tensor, cache: KVCache, out: Tensor, ragged: Ragged, scratch: Scratch
     ) -> None:
