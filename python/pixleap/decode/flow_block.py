@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .. import ops
@@ -92,19 +91,25 @@ class _Layer:
         heads = width // self.head_dim
         hidden = scratch.get("hidden", 1, rows, width)
         self.norm1(x, hidden)
-        qkv = self.qkv(hidden, out=scratch.get("qkv", 1, rows, 3 * width))
-        qkv = qkv.view(rows, 3, heads, self.head_dim)
-        q, out = scratch.get("q", rows, heads, self.head_dim), hidden.view(rows, heads, -1)
-        begin = 0
-        for r, temp in groups:
-            part = slice(begin, begin + int(r.offsets[-1]))
-            begin = part.stop
-            ops.kv_append_varlen(
-                qkv[part], *cache, r.offsets, r.positions, slots=r.slots, out=q[part]
-            )
+        self.qkv(hidden, out=scratch.get("qkv", 1, rows, 3 * width))
+        qkv = scratch.get("qkv", rows, 3, heads, self.head_dim)
+        q = scratch.get("q", rows, heads, self.head_dim)
+        out = scratch.get("hidden", rows, heads, self.head_dim)
+        for i, (r, temp) in enumerate(groups):
+            if len(groups) > 1:  # of equal size
+                part = slice(i * rows // 2, (i + 1) * rows // 2)
+                qkv, q, out = (
+                    scratch.get(name, rows, *size)[part]
+                    for name, size in (
+                        ("qkv", (3, heads, self.head_dim)),
+                        ("q", (heads, self.head_dim)),
+                        ("hidden", (heads, self.head_dim)),
+                    )
+                )
+            ops.kv_append_varlen(qkv, *cache, r.offsets, r.positions, slots=r.slots, out=q)
             scale = self.head_dim**-0.5 / temp
             ops.attention_varlen(
-                q[part], *cache, r.offsets, r.lengths, slots=r.slots, scale=scale, out=out[part]
+                q, *cache, r.offsets, r.lengths, slots=r.slots, scale=scale, out=out
             )
         self.proj(hidden, residual=x, out=x)
         self.norm2(x, hidden)
@@ -165,7 +170,9 @@ class FlowSystem:
         self.packed, self.guidance, self.caches, self.scratch = packed, guidance, caches, scratch
         self.rows = guidance.halves
         self.length, self.width = packed.positions.shape
-        self.embeddings = [packed.embedding(labels), packed.embedding(None)][: self.rows]
+        tables = [packed.embedding(labels), packed.embedding(None)][: self.rows]
+        # Rows of (B T, C), or of (T, C) where all samples have the same.
+        self.embeddings = [(t.reshape(-1, self.width), len(t) > 1) for t in tables]
         self.strength = guidance.strength(self.length)
         if draft is not None:
             self.draft = draft
@@ -174,15 +181,16 @@ class FlowSystem:
         self.batch, _, self.channels = noise.shape
         self.z = noise.contiguous()
         self.x = first_guess(self.z, init, self.first)
+        self._x, self._z = (v.view(-1, self.channels).numpy() for v in (self.x, self.z))
         return self.x
 
-    def _take(self, name: str, table: np.ndarray, rows: Any) -> Tensor:
+    def _take(self, name: str, table: np.ndarray, rows: Any) -> np.ndarray:
         """Rows of a (N, c) table as (1, R, c): the table itself where they are a slice. By NumPy,
         on this thread: torch's threads would spin on cores that native calls need."""
         if isinstance(rows, slice):
-            return torch.from_numpy(table[rows])[None]
-        out = self.scratch.get(name, 1, len(rows), table.shape[1])
-        np.take(table, rows, axis=0, out=out[0].numpy(), mode="clip")
+            return table[None, rows]
+        out = self.scratch.get(name, 1, len(rows), table.shape[1]).numpy()
+        np.take(table, rows, axis=0, out=out[0], mode="clip")
         return out
 
     def evaluate(self, samples: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -200,14 +208,14 @@ class FlowSystem:
             position = within + np.repeat(starts - 1, counts)
             inputs = position + np.repeat(samples * self.length, counts)
             outputs = inputs + 1
-        x, z = (v.view(-1, self.channels).numpy() for v in (self.x, self.z))
+        x, z = self._x, self._z
 
         h = scratch.get("x", 1, self.rows * rows, self.width)
         given = self._take("given", x, inputs)
-        for half, table in enumerate(self.embeddings):
-            flat = table.reshape(-1, self.width)
-            embedding = self._take("embedding", flat, inputs if len(table) > 1 else position)
-            packed.proj_in(given, residual=embedding, out=h[:, half * rows : (half + 1) * rows])
+        for half, (table, own) in enumerate(self.embeddings):
+            embedding = self._take("embedding", table, inputs if own else position)
+            out = h if self.rows == 1 else h[:, half * rows : (half + 1) * rows]
+            packed.proj_in(given, residual=embedding, out=out)
         groups = self._groups(ragged, counts)
         for layer, cache in zip(packed.layers, self.caches, strict=False):
             layer(h, cache, groups, scratch)
@@ -235,8 +243,9 @@ class FlowSystem:
         self, z: np.ndarray, x: np.ndarray, params: Tensor, outputs: Any, position: Any, rows: int
     ) -> np.ndarray:
         """Writes x[outputs] from the log-scales and shifts in `params`; what moved."""
-        a = params[..., : self.channels] if self.packed.nvp else torch.zeros_like(params)
-        b = params[..., self.channels :] if self.packed.nvp else params
+        both = params.numpy()
+        a = both[..., : self.channels] if self.packed.nvp else np.zeros_like(both)
+        b = both[..., self.channels :] if self.packed.nvp else both
         options: dict[str, Any] = {}
         if self.rows == 2:
             what = self.guidance.what
@@ -252,5 +261,5 @@ class FlowSystem:
             out=(before, moved), **options,
         )  # fmt: skip
         if not isinstance(outputs, slice):
-            x[outputs] = before[0].numpy()
+            x[outputs] = before[0]
         return moved[0].numpy().copy()

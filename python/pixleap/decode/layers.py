@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .._arrays import Array
 
 WEIGHTS = ("float32", "bfloat16", "int8")  # what decoders keep their matrices in
 
@@ -36,7 +37,7 @@ class PackedLinear:
     def of(cls, linear: nn.Linear, dtype: str = "float32") -> PackedLinear:
         return cls(linear.weight, linear.bias, dtype)
 
-    def __call__(self, x: Tensor, **epilogue: Any) -> Tensor:
+    def __call__(self, x: Array, **epilogue: Any) -> Tensor:
         return ops.linear(
             x, self.packed, self.out_features, scales=self.scales, bias=self.bias, **epilogue
         )
@@ -68,16 +69,28 @@ class Scratch:
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised contiguous tensor of this shape; the same memory at the next call."""
+        """An uninitialised contiguous tensor of this shape; the same memory at the next call, and
+        for other shapes of the same name."""
+        view = self._views.get((name, shape))
+        if view is None:
+            view = self._new_view(name, shape)
+        return view
+
+    def _new_view(self, name: str, shape: tuple[int, ...]) -> Tensor:
         count = 1
         for n in shape:
             count *= n
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < count:
             buffer = self._buffers[name] = self._like.new_empty(count)
-        return buffer[:count].view(shape)
+            self._views.clear()  # of the old memory
+        if len(self._views) >= 1024:
+            self._views.clear()
+        view = self._views[name, shape] = buffer[:count].view(shape)
+        return view
 
 
 def attend(q: Tensor, cache: Any, out: Tensor, **options: Any) -> None:

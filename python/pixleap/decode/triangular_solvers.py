@@ -37,7 +37,8 @@ class _Run:
 
     def sweep(self, samples: np.ndarray, starts: Any, ends: Any) -> np.ndarray:
         """How far each token moved, (n, widest window), 0 outside the windows."""
-        starts, ends = (np.broadcast_to(np.int64(v), samples.shape) for v in (starts, ends))
+        if isinstance(starts, int):
+            starts, ends = np.full(len(samples), starts), np.full(len(samples), ends)
         moved = self.system.evaluate(samples, starts, ends)
         counts = ends - starts
         self.tokens.append(len(moved))
