@@ -293,6 +293,30 @@ def test_guesses_that_overflow_do_no_harm():
     assert r.converged.tolist() == [True, False] and r.sweeps <= 10
 
 
+def test_rows_that_overflow_do_no_harm():
+    """Outputs of guesses are finite, what the rows make of them in float16 is not."""
+    plan = solvers.solver_plan("ddim", solvers.NoiseSchedule.ve(), "karras", steps=12)
+    calls = 0
+
+    def model(rows, t):
+        nonlocal calls
+        calls += 1
+        t = np.reshape(t, (-1, 1))
+        with np.errstate(invalid="ignore"):
+            out = (rows * t / (1 + t * t) + 0.2 * np.sin(rows / (1 + t))).astype(rows.dtype)
+        if calls == 3:
+            out[2:] = 6e4
+        return out
+
+    x = start(plan, 2).astype(np.float16)
+    exact = sequential(plan, model, x.astype(np.float64))
+    for history in (0, 1, 3):
+        calls = 0
+        r = solvers.parallel_sample(plan, model, x, tolerance=0, anderson=history)
+        assert r.converged.all() and r.sweeps <= 12
+        np.testing.assert_allclose(r.samples, exact, atol=5e-2)
+
+
 def test_a_run_cut_short_ends_with_its_best_guess():
     plan = plan_of("ddim", 40)
     x = start(plan)
@@ -304,6 +328,7 @@ def test_a_run_cut_short_ends_with_its_best_guess():
                 plan, smooth, x, tolerance=0, max_sweeps=limit, window=window
             )
             assert r.sweeps == limit and not r.converged.any()
+            assert (r.samples != 0).all()
             errors.append(np.abs(r.samples - exact).max())
     assert errors[4] < errors[2] < errors[0] and max(errors) < 3
 
