@@ -385,26 +385,26 @@ def test_bad_input(arguments, error, text):
 def test_digits_in_fewer_sweeps():
     """The embedded DiT, 50 steps: a fifth of the depth, and images that look the same."""
     network = load_digits_dit()
-    labels = torch.tensor([3, 8])
-    noise = torch.empty(2, network.in_channels, network.input_size, network.input_size)
+    labels = torch.tensor([3])
+    noise = torch.empty(1, network.in_channels, network.input_size, network.input_size)
     ops.random_normal(tuple(noise.shape), seed=1, out=noise)
 
     @torch.no_grad()
     def model(x, t, y):
         return network(x, t, y)[:, : network.in_channels]
 
-    for name, limit in (("ddim", 18), ("dpmpp_2m", 20)):
+    for name, histories, limit in (("ddim", (0, 3), 18), ("dpmpp_2m", (3,), 17)):
         kind = network.diffusion["prediction_type"]
         plan = solvers.solver_plan(
             name, noise_schedule(network), "lu", steps=50, prediction_type=kind
         )
         x = noise * plan.points[0].sigma
         expected = sequential(plan, lambda a, t: model(a, t, labels), x)
-        for history, most in ((0, limit), (3, limit - 3)):
+        for history in histories:
             r = solvers.parallel_sample(
                 plan, model, x, conditions=[labels], tolerance=1e-3, anderson=history
             )
-            assert r.converged.all() and r.sweeps <= most
+            assert r.converged.all() and r.sweeps <= limit - history
             assert (r.samples - expected).abs().max() < 2e-2
     plan = solvers.solver_plan(
         "ddpm", noise_schedule(network), "lu", steps=12, prediction_type=kind
