@@ -293,6 +293,30 @@ def test_guesses_that_overflow_do_no_harm():
     assert r.converged.tolist() == [True, False] and r.sweeps <= 10
 
 
+def test_rows_that_overflow_do_no_harm():
+    """Outputs of guesses are finite, what the rows make of them in float16 is not."""
+    plan = solvers.solver_plan("ddim", solvers.NoiseSchedule.ve(), "karras", steps=12)
+    calls = 0
+
+    def model(rows, t):
+        nonlocal calls
+        calls += 1
+        t = np.reshape(t, (-1, 1))
+        with np.errstate(invalid="ignore"):
+            out = (rows * t / (1 + t * t) + 0.2 * np.sin(rows / (1 + t))).astype(rows.dtype)
+        if calls == 3:
+            out[2:] = 6e4
+        return out
+
+    x = start(plan, 2).astype(np.float16)
+    exact = sequential(plan, model, x.astype(np.float64))
+    for history in (0, 1, 3):
+        calls = 0
+        r = solvers.parallel_sample(plan, model, x, tolerance=0, anderson=history)
+        assert r.converged.all() and r.sweeps <= 12
+        np.testing.assert_allclose(r.samples, exact, atol=5e-2)
+
+
 def test_a_run_cut_short_ends_with_its_best_guess():
     plan = plan_of("ddim", 40)
     x = start(plan)
@@ -304,6 +328,7 @@ def test_a_run_cut_short_ends_with_its_best_guess():
                 plan, smooth, x, tolerance=0, max_sweeps=limit, window=window
             )
             assert r.sweeps == limit and not r.converged.any()
+            assert (r.samples != 0).all()
             errors.append(np.abs(r.samples - exact).max())
     assert errors[4] < errors[2] < errors[0] and max(errors) < 3
 
@@ -360,26 +385,26 @@ def test_bad_input(arguments, error, text):
 def test_digits_in_fewer_sweeps():
     """The embedded DiT, 50 steps: a fifth of the depth, and images that look the same."""
     network = load_digits_dit()
-    labels = torch.tensor([3, 8])
-    noise = torch.empty(2, network.in_channels, network.input_size, network.input_size)
+    labels = torch.tensor([3])
+    noise = torch.empty(1, network.in_channels, network.input_size, network.input_size)
     ops.random_normal(tuple(noise.shape), seed=1, out=noise)
 
     @torch.no_grad()
     def model(x, t, y):
         return network(x, t, y)[:, : network.in_channels]
 
-    for name, limit in (("ddim", 18), ("dpmpp_2m", 20)):
+    for name, histories, limit in (("ddim", (0, 3), 18), ("dpmpp_2m", (3,), 17)):
         kind = network.diffusion["prediction_type"]
         plan = solvers.solver_plan(
             name, noise_schedule(network), "lu", steps=50, prediction_type=kind
         )
         x = noise * plan.points[0].sigma
         expected = sequential(plan, lambda a, t: model(a, t, labels), x)
-        for history, most in ((0, limit), (3, limit - 3)):
+        for history in histories:
             r = solvers.parallel_sample(
                 plan, model, x, conditions=[labels], tolerance=1e-3, anderson=history
             )
-            assert r.converged.all() and r.sweeps <= most
+            assert r.converged.all() and r.sweeps <= limit - history
             assert (r.samples - expected).abs().max() < 2e-2
     plan = solvers.solver_plan(
         "ddpm", noise_schedule(network), "lu", steps=12, prediction_type=kind

@@ -1,8 +1,9 @@
-"""Diffusion parallel in time on the embedded digit model: depth, work, wall-clock and error.
+"""Diffusion parallel in time on the embedded digit model: depth, work, time and error.
 
 A sweep is one call of the model on every row of the window. On a CPU rows cost what they cost one
-after another, so wall-clock here follows the work; what a device with idle lanes gains is the ratio
-of sweeps to steps. Errors are against the sequential solver, in the model's range of -1 to 1.
+after another, so time here follows the work; what a device with idle lanes gains is the ratio of
+steps to sweeps. Times are CPU seconds of the process: with one thread, those of an idle core's
+clock. Errors are against the sequential solver, in the model's range of -1 to 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pixleap.decode import noise_schedule
 from pixleap.models import load_digits_dit
 
 TOLERANCES = (1e-1, 1e-2, 1e-3)
-HISTORIES: dict[int, tuple[int, ...]] = {50: (0, 2, 3, 4), 100: (0, 2, 3, 4), 200: (0, 3)}
+HISTORIES: dict[int, tuple[int, ...]] = {50: (0, 2, 3, 4), 100: (0, 3), 200: (0, 3)}
 SCORED = 100  # digits of the Frechet distance
 
 
@@ -55,8 +56,8 @@ class Task:
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    return run(), time.perf_counter() - start
+    start = time.process_time()
+    return run(), time.process_time() - start
 
 
 def depth_rows(task: Task, name: str, steps: int) -> list[str]:
@@ -83,12 +84,12 @@ def window_rows(task: Task) -> list[str]:
     lines = [
         "### Windows: ddim, 100 steps, tolerance 0.01",
         "",
-        "| window | rule | sweeps | evaluations per digit | wall-clock | largest error |",
+        "| window | rule | sweeps | evaluations per digit | time | largest error |",
         "|---|---|---|---|---|---|",
     ]
     plan = task.plan("ddim", 100)
     expected = task.sequential(plan)
-    for window in (2, 4, 8, 16, 32, 100):
+    for window in (4, 8, 16, 32, 100):
         for m in (0, 3):
             r, s = timed(
                 lambda w=window, m=m: task.parallel(plan, tolerance=1e-2, window=w, anderson=m)
@@ -114,7 +115,7 @@ def quality_rows(network: Any) -> list[str]:
     ]
     expected = task.sequential(plan)
     runs: list[tuple[str, Any]] = [("sequential", None)]
-    runs += [(f"Anderson 2, tolerance {t:g}", t) for t in (1.0, 0.1)]
+    runs += [(f"Anderson 2, tolerance {t:g}", t) for t in (0.1,)]
     for name, tolerance in runs:
         images, sweeps, work, error = expected, 50, 50.0, 0.0
         if tolerance is not None:
@@ -138,11 +139,11 @@ def table(threads: int) -> list[str]:
     lines = [
         "### One digit, all steps in the window",
         "",
-        "| solver | steps | rule | tolerance | sweeps | depth | evaluations | wall-clock "
+        "| solver | steps | rule | tolerance | sweeps | depth | evaluations | time "
         "| largest error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ("ddim", "dpmpp_2m"):
         for steps in HISTORIES:
             lines += depth_rows(one, name, steps)
-    return [*lines, "", *window_rows(Task(network, 2)), *quality_rows(network)]
+    return [*lines, "", *window_rows(one), *quality_rows(network)]

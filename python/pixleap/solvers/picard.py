@@ -22,7 +22,8 @@ RIDGE = 1e-8  # of Anderson's normal equations, times their trace
 
 class TriangularPlan:
     """A plan's evaluations as blocks of rows: inputs k + 1 of the block's stages k, as forms of the
-    inputs up to its first stage ("x i"), of held values ("h i") and of noise sums ("n k").
+    inputs up to its first stage ("x i"; "s 0" is the start ahead of any noise), of held values
+    ("h i") and of noise sums ("n k").
 
     Blocks lie at multiples of MAX_OUTPUTS whatever the window, so that a row has the same bits in
     every sweep. held value = output + shift * input: see `_shift`.
@@ -230,6 +231,7 @@ class Sweeps:
         for now, then, difference in ((0, 2, df), (1, 3, dy)):
             out = self.flat(difference, start, end)
             ops.lincomb([views[now], views[then]], (1.0, -1.0), out=[out])
+        self._clear_overflow(self.flat(df, start, end), self.flat(dy, start, end))
         self.changes.insert(0, (df, dy))
         changes = [self.flat(d, start, end) for d, _ in self.changes]
         n = len(changes)
@@ -242,8 +244,8 @@ class Sweeps:
                 m = host_moments(d, changes[j]).reshape(rows, self.batch, 6)
                 gram[..., i, j] = gram[..., j, i] = m[..., 4]
         known = self.seen[start:end, :, None] > np.arange(1, n + 1)
-        gram *= known[..., None, :] & known[..., :, None]
-        right *= known
+        gram = np.where(known[..., None, :] & known[..., :, None], gram, 0)
+        right = np.where(known, right, 0)
         gram, right = gram.cumsum(axis=0), right.cumsum(axis=0)
         ridge = RIDGE * np.trace(gram, axis1=2, axis2=3)[..., None, None] + 1e-300
         weights = np.zeros_like(right)
@@ -260,6 +262,14 @@ class Sweeps:
         )
         for kept, now in zip(self.before, (self.f, self.y), strict=True):
             kept[start:end] = now[start:end]
+
+    @staticmethod
+    def _clear_overflow(df: Array, dy: Array) -> None:
+        """Changes that are not finite count as none: a weight of 0 does not silence them."""
+        sums = host_moments(df, dy)
+        for row in np.flatnonzero(~np.isfinite(sums[:, 2] + sums[:, 3])).tolist():
+            df[row] = 0
+            dy[row] = 0
 
     def sweep(self) -> float:
         """All that follows a call of the model; returns the largest change, see `changed`."""
