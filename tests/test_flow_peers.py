@@ -86,7 +86,8 @@ def test_enough_sweeps_without_clamp_give_the_loop(
             assert [len(s) for s in result.sweeps] == modules
 
 
-def test_the_clamp_moves_the_fixed_point() -> None:
+@pytest.mark.parametrize("num_gs", [[1, 1, 1], [4, 4, 8]], ids=["jacobi", "modules"])
+def test_the_clamp_moves_the_fixed_point(num_gs: list[int]) -> None:
     """Converged sweeps of the official scheme are off by more than 0.3 on seeds where a token of
     some block leaves +-3, and right where none does."""
     model = random_flow(4)
@@ -94,7 +95,7 @@ def test_the_clamp_moves_the_fixed_point() -> None:
     for seed in range(8):
         z = noise(model, 1, seed)
         plain = tarflow_official(model, z, LABELS[:1], return_sequence=True)
-        lists = {"num_gs": [4, 1, 1], "max_jacobi": [17] * 3, "guess": [0] * 3}
+        lists = {"num_gs": num_gs, "max_jacobi": [17] * 3, "guess": [0] * 3}
         result = gs_jacobi_official(model, z, LABELS[:1], ebound=0.0, **lists)
         free = gs_jacobi_official(model, z, LABELS[:1], ebound=0.0, clamp=None, **lists)
         torch.testing.assert_close(free.images, plain[-1], atol=2e-5, rtol=0)
@@ -176,7 +177,7 @@ def test_embedded_flow_is_off_by_the_clamp() -> None:
     """The strategy of one tough block and seven modules on the trained model, five seeds."""
     model = load_tarflow()
     errors, free = [], []
-    lists = strategy_lists("[0-7-7-10]", len(model.blocks))
+    lists = strategy_lists("[3-7-7-10]", len(model.blocks))
     for seed in range(5):
         z, y = noise(model, 1, seed), torch.tensor([seed])
         plain = tarflow_official(model, z, y)

@@ -114,6 +114,22 @@ def test_prompt_batch_and_progress(coupling: str) -> None:
     assert speculative_jacobi(Table(), prompt, 1, decoder=decoder).passes == 0
 
 
+def test_the_row_above_is_the_guess() -> None:
+    """Of a model that repeats it: a pass per window, where zeros would need more."""
+
+    def repeats(tokens: np.ndarray, start: int) -> np.ndarray:
+        padded = np.concatenate((np.zeros((len(tokens), 2), np.int64), tokens), 1)
+        at = np.arange(start, tokens.shape[1] + 1)
+        return 50 * np.eye(V, dtype=np.float32)[padded[:, at]]
+
+    prompt = np.array([[1, 3]])
+    for width, passes in ((2, 3), (0, 6)):
+        decoder = SpeculativeJacobi(4, width=width)
+        result = speculative_jacobi(repeats, prompt, 14, decoder=decoder)
+        np.testing.assert_array_equal(result.tokens[0], [1, 3] * 7)
+        assert (result.passes == passes) if width else (result.passes >= passes)
+
+
 def test_guidance_is_a_pair_of_outputs() -> None:
     def pair(tokens: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
         logits = Table()(tokens, 0)[:, start:]

@@ -5,6 +5,7 @@ from .classifier import DigitClassifier, load_classifier
 from .dit import DiT
 from .dit_load import load_digits_dit, load_dit
 from .raster_ar import NativeRasterAR, RasterAR, load_raster_ar
+from .starflow import StarFlow, load_starflow
 from .tarflow import TarFlow, load_tarflow
 from .var import VAR
 from .var_load import load_var, load_var_draft, load_vqvae
@@ -18,6 +19,7 @@ __all__ = [
     "DigitClassifier",
     "NativeRasterAR",
     "RasterAR",
+    "StarFlow",
     "TarFlow",
     "check_state_dict",
     "emulate_quantised_weights",
@@ -26,6 +28,7 @@ __all__ = [
     "load_digits_dit",
     "load_dit",
     "load_raster_ar",
+    "load_starflow",
     "load_state",
     "load_tarflow",
     "load_var",
