@@ -46,16 +46,22 @@ class Scratch:
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[str, tuple[tuple[int, ...], Tensor]] = {}  # what was last asked for
 
     def get(self, name: str, *shape: int) -> Tensor:
         """An uninitialised contiguous tensor of this shape; the same memory at the next call."""
+        last = self._views.get(name)
+        if last is not None and last[0] == shape:
+            return last[1]
         count = 1
         for n in shape:
             count *= n
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < count:
             buffer = self._buffers[name] = self._like.new_empty(count)
-        return buffer[:count].view(shape)
+        view = buffer[:count].view(shape)
+        self._views[name] = (shape, view)
+        return view
 
 
 def attend(q: Tensor, cache: Any, out: Tensor, **options: Any) -> None:

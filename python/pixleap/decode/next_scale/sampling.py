@@ -70,9 +70,7 @@ class Sampling:
         batch = len(logits) // 2
         return logits[:batch], logits[batch:], 1 + t
 
-    def draw(
-        self, logits: Tensor, scale: int, scales: int, seeds: Tensor | None = None
-    ) -> Tensor:
+    def draw(self, logits: Tensor, scale: int, scales: int, seeds: Tensor | None = None) -> Tensor:
         """Logits (B, n, V), or (2B, n, V) with guidance -> tokens (B, n) int64. seeds: (B,) int64,
         samples that are drawn as if each were alone with its seed."""
         cond, uncond, guidance = self._halves(logits, scale, scales)
