@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kv_cache import KVCache
 from .next_scale import NextScaleDecoder, PackedVAR, Passes, Progress, Pyramid, Sampling, as_decoder
-from .next_scale.packed import Ragged
+from .next_scale.packed import Block, Ragged
 
 if TYPE_CHECKING:
     from ..models.var import VAR
@@ -77,25 +77,23 @@ class _Group:
 
 
 class _Slots:
-    """Keys, values and modulation of all rows that can be decoded at a time, allocated once."""
+    """Keys, values and gains of all rows that can be decoded at a time, allocated once."""
 
     def __init__(self, packed: PackedVAR, count: int) -> None:
-        new = packed.positions.new_empty
         self.caches = [
             KVCache(count, block.heads, block.head_dim, packed.ends[-1], like=packed.positions)
             for block in packed.blocks
         ]
-        self.sixes = [new(count, 6, packed.width) for _ in packed.blocks]
-        self.pairs = new(count, 2, packed.width)
+        self.gains = np.empty((len(packed.blocks), count, 2, packed.width), np.float32)
         self._free = list(range(count))
 
     def take(self, passes: Passes) -> list[int]:
-        """Slots for the rows of `passes`, with their modulation."""
+        """Slots for the rows of `passes`, with their gains."""
         count = len(passes.condition)
         slots, self._free = self._free[:count], self._free[count:]
-        parts = [*zip(self.sixes, passes.sixes, strict=True), (self.pairs, passes.head_pair)]
-        for table, rows in parts:
-            table.numpy()[slots] = rows.numpy()
+        for table, six in zip(self.gains, passes.sixes, strict=True):
+            for i in range(2):
+                table[slots, i] = six[i].numpy()
         return slots
 
     def give_back(self, slots: list[int]) -> None:
@@ -191,41 +189,44 @@ class ContinuousBatcher:
         offsets = np.concatenate(([0], np.cumsum(lengths - positions)))
         ragged = Ragged(offsets, positions, lengths, slots)
         rows, first = int(offsets[-1]), int(lengths[0] - positions[0])
-        # Modulation is a vector per sequence where all have as many tokens, else one per token.
-        even = len({g.passes.scales for g in groups}) == 1
-        length, index = (first, slots) if even else (1, np.repeat(slots, lengths - positions))
-        x = packed.scratch.get("x", len(index), length, packed.width)
-        flat = x.view(rows, packed.width)
-        cuts = [int(offsets[i]) for i in accumulate(counts, initial=0)]
-        parts = [
-            (slice(a, b), len(g.slots), packed.lengths[g.passes.scales])
-            for g, (a, b) in zip(groups, pairwise(cuts), strict=True)
-        ]
-        for g, (part, h, n) in zip(groups, parts, strict=True):
-            out = flat[part].view(h, n, packed.width)
-            packed.embed(g.passes, g.pyramid.maps, g.passes.scales + 1, out)
+        # One group is a batch. Tokens of several are one row each, so that every linear op reads
+        # its weights once; gains are then spread to the rows, while norms go by group.
+        one = groups[0].passes if len(groups) == 1 else None
+        shape = (len(slots), first) if one is not None else (rows, 1)
+        index = np.repeat(slots, lengths - positions)
+        x, hidden = (packed.scratch.get(name, *shape, packed.width) for name in ("x", "hidden"))
+        gains = packed.scratch.get("gains", rows, 2, packed.width)
+        spread, pair = gains.numpy(), gains.unbind(1)
+        spans, tokens = [], []
+        cuts = pairwise(int(offsets[i]) for i in accumulate(counts, initial=0))
+        for g, (a, b) in zip(groups, cuts, strict=True):
+            size = len(g.slots), packed.lengths[g.passes.scales]
+            spans.append((slice(a, b), *size))
+            part, work = (t.view(rows, -1)[a:b].view(*size, -1) for t in (x, hidden))
+            packed.embed(g.passes, g.pyramid.maps, g.passes.scales + 1, part)
+            tokens.append((part, work))
 
-        def modulation(name: str, table: Tensor) -> Tensor:
-            """(slots, k, C) -> (len(index), k, C). Copies by NumPy on this thread: torch's threads
-            would spin on the cores that the next native call needs."""
-            out = packed.scratch.get(name, len(index), *table.shape[1:])
-            np.take(table.numpy(), index, axis=0, out=out.numpy(), mode="clip")
-            return out
-
-        for block, six, cache in zip(packed.blocks, held.sixes, held.caches, strict=True):
+        for i, (block, cache) in enumerate(zip(packed.blocks, held.caches, strict=True)):
 
             def attend(
-                qkv: Tensor, out: Tensor, block: Any = block, cache: KVCache = cache
+                qkv: Tensor, out: Tensor, block: Block = block, cache: KVCache = cache
             ) -> None:
                 block.attend_ragged(
                     qkv.view(rows, -1), cache, out.view(rows, -1), ragged, packed.scratch
                 )
 
-            block(x, modulation("six", six), attend, packed.scratch)
+            if one is not None:
+                block(x, one.sixes[i], attend, packed.scratch)
+                continue
+            # By NumPy on this thread: torch's would spin on the cores that the next call needs.
+            np.take(held.gains[i], index, axis=0, out=spread, mode="clip")
+            parts = [(a, b, g.passes.sixes[i]) for (a, b), g in zip(tokens, groups, strict=True)]
+            block(x, pair, attend, packed.scratch, parts)
         for g in groups:
             g.passes.scales += 1
-        logits = packed.logits(x, modulation("pair", held.pairs)).view(rows, -1)
-        return [logits[part].view(h, n, -1) for part, h, n in parts]
+        heads = [(a, b, g.passes.head_pair) for (a, b), g in zip(tokens, groups, strict=True)]
+        logits = packed.logits(x, (), heads).view(rows, -1)
+        return [logits[part].view(h, n, -1) for part, h, n in spans]
 
     @torch.no_grad()
     def step(self) -> list[Finished]:

@@ -33,6 +33,11 @@ class Ragged:
     slots: np.ndarray
 
 
+# Views of tokens and of the work space for them as a batch (b, n, C), and the batch's own vectors
+# (b, C), as a layer's modulation gives them.
+Part = tuple[Tensor, Tensor, Sequence[Tensor]]
+
+
 class Block:
     """One transformer block with packed weights."""
 
@@ -58,21 +63,26 @@ class Block:
     def __call__(
         self,
         x: Tensor,
-        six: Tensor,
+        six: Sequence[Tensor],
         attend: Callable[[Tensor, Tensor], None],
         scratch: Scratch,
+        parts: Sequence[Part] = (),
     ) -> None:
-        """x (B, l, C) is updated in place. six: (B, 6, C) of `PackedVAR.modulation`. attend: from
-        the projection (B, l, 3C) to the mixed values (B, l, C), by `Block.attend` with whoever's
-        caches."""
+        """x (B, l, C) is updated in place. six: (B, C), of `PackedVAR.modulation`. attend: from the
+        projection (B, l, 3C) to the mixed values (B, l, C), by `Block.attend` with whoever's
+        caches. parts: batches that x consists of, whose vectors then scale and shift it, with the
+        scratch "hidden" as their work space; of `six` the first two, the gains, are still used."""
         batch, length, width = x.shape
-        gain1, gain2, scale1, scale2, shift1, shift2 = six.unbind(1)
+        gain1, gain2 = six[:2]
         hidden = scratch.get("hidden", batch, length, width)
-        self.norm(x, hidden, scale=scale1, shift=shift1)
+        parts = parts or [(x, hidden, six)]
+        for tokens, out, vectors in parts:
+            self.norm(tokens, out, scale=vectors[2], shift=vectors[4])
         qkv = self.qkv(hidden, out=scratch.get("qkv", batch, length, 3 * width))
         attend(qkv, hidden)
         self.proj(hidden, gate=gain1, residual=x, out=x)
-        self.norm(x, hidden, scale=scale2, shift=shift2)
+        for tokens, out, vectors in parts:
+            self.norm(tokens, out, scale=vectors[3], shift=vectors[5])
         wide = scratch.get("wide", batch, length, self.fc1.out_features)
         self.fc1(hidden, activation="gelu_tanh", out=wide)
         self.fc2(wide, gate=gain2, residual=x, out=x)
@@ -157,7 +167,7 @@ class Passes:
         room = model.ends[len(model.patch_nums) if scales is None else scales]
         self.caches = [
             KVCache(len(given), block.heads, block.head_dim, room, like=model.positions)
-            for block in model.blocks
+            for block in (model.blocks if room else ())
         ]
 
     def rollback(self, scales: int) -> None:
@@ -220,9 +230,10 @@ class PackedVAR:
             2 * rows * block.heads * block.head_dim * self.ends[scales] * 4 for block in self.blocks
         )
 
-    def modulation(self, condition: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Once per image: per block six vectors (B, 6, C), and the head's scale and shift
-        (B, 2, C). Native calls, so that no thread of torch spins on a core they need."""
+    def modulation(self, condition: Tensor) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        """Once per image: per block six vectors (B, C), gains, scales and shifts of its two
+        branches, and the head's scale and shift. Native calls, so that no thread of torch spins on
+        a core they need."""
         rows, width = condition.shape
         x = torch.nn.functional.silu(condition)[:, None]
         if self.shared_modulate is None:
@@ -230,8 +241,8 @@ class PackedVAR:
         else:
             shared = self.shared_modulate(x)
             sixes = [shared + block.ada_gss.view(1, 1, -1) for block in self.blocks]
-        sixes = [six.view(rows, 6, width) for six in sixes]
-        return sixes, self.head_modulate(x).view(rows, 2, width)
+        pair = self.head_modulate(x).view(rows, 2, width)
+        return [six.view(rows, 6, width).unbind(1) for six in sixes], pair.unbind(1)
 
     def start(self, labels: Tensor, *, guided: bool = True, scales: int | None = None) -> Passes:
         """Begins a batch. labels (B,) int64, negative for none; guided: with the half without
@@ -263,12 +274,12 @@ class PackedVAR:
             for half in part.split(batch) if batch else ():
                 self.word_embed(maps[scale], residual=position, out=half)
 
-    def logits(self, x: Tensor, pair: Tensor) -> Tensor:
-        """Last hidden states (B, l, C), scale and shift (B, 2, C) -> logits (B, l, V), a buffer
-        that the next call overwrites."""
-        scale, shift = pair.unbind(1)
+    def logits(self, x: Tensor, pair: Sequence[Tensor], parts: Sequence[Part] = ()) -> Tensor:
+        """Last hidden states (B, l, C), scale and shift (B, C) -> logits (B, l, V), a buffer that
+        the next call overwrites. parts: as for a `Block`, each with its own pair."""
         hidden = self.scratch.get("hidden", *x.shape)
-        self.head_norm(x, hidden, scale=scale, shift=shift)
+        for tokens, out, (scale, shift) in parts or [(x, hidden, pair)]:
+            self.head_norm(tokens, out, scale=scale, shift=shift)
         return self.head(hidden, out=self.scratch.get("logits", *x.shape[:2], self.vocabulary))
 
     def run(
