@@ -10,7 +10,7 @@ from next_scale_models import random_var, shared_noise
 
 import pixleap as px
 from pixleap.decode import FlowDecoder, Frontier, NextScaleDecoder, Sequential
-from pixleap.models import TarFlow
+from pixleap.models import TarFlow, load_var
 
 
 def random_flow(side: int, classes: int = 3, nvp: bool = True) -> TarFlow:
@@ -141,9 +141,36 @@ def test_next_scale_refuses_bad_labels() -> None:
             decoder(labels)
 
 
-def test_bfloat16_weights_stay_close() -> None:
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_short_weights_stay_close(weights: str) -> None:
     model = random_flow(4)
     z = noise(model, 2)
     exact = FlowDecoder(model)(z).images
-    close = FlowDecoder(model, weights="bfloat16")(z).images
+    close = FlowDecoder(model, weights=weights)(z).images
     assert 0 < float((exact - close).abs().max()) < 0.1
+
+
+def test_short_weights_of_next_scale() -> None:
+    model, labels = load_var(), torch.tensor([3, 8])
+    size, logits = {}, {}
+    for weights in ("float32", "bfloat16", "int8"):
+        decoder = NextScaleDecoder(model, weights)
+        packed = decoder.packed
+        size[weights] = packed.weight_bytes
+        passes = packed.start(labels, guided=False)
+        logits[weights] = packed.run(passes, [], 1)[0].clone()
+        assert packed.word_embed.packed.dtype == torch.float32
+    for weights, limit in (("bfloat16", 4e-3), ("int8", 0.012)):
+        error = (logits[weights] - logits["float32"]).abs().max() / logits["float32"].abs().max()
+        assert 0 < float(error) < limit
+    saved = size["float32"] - size["bfloat16"]
+    assert 1.4 * saved < size["float32"] - size["int8"] < 1.5 * saved  # scales take the rest
+
+
+@pytest.mark.parametrize("weights", ["int4", "fp8", "", None, torch.bfloat16])
+def test_unknown_weights(weights: Any) -> None:
+    for decoder, model in ((NextScaleDecoder, random_var()), (FlowDecoder, random_flow(4))):
+        with pytest.raises(
+            ValueError, match="'weights' expected one of float32, bfloat16, int8, got"
+        ):
+            decoder(model, weights)

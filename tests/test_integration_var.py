@@ -97,3 +97,13 @@ def test_refuses_what_is_no_var() -> None:
         fast.autoregressive_infer_cfg(2, 6, 0)
     with pytest.raises(ValueError, match=r"must be \(2,\)"):
         fast.autoregressive_infer_cfg(2, torch.tensor([1, 2, 3]), 0)
+
+
+def test_int8_weights() -> None:
+    model = random_var()
+    fast = px.integrations.var.accelerate(Official(model), weights="int8")
+    assert fast.decoder.packed.head.packed.dtype == torch.int8
+    images = fast.autoregressive_infer_cfg(4, LABELS, g_seed=7)
+    assert torch.equal(images, NextScaleDecoder(model, "int8")(LABELS, seed=7, cfg=1.5))
+    with pytest.raises(ValueError, match="'weights' expected one of"):
+        px.integrations.var.accelerate(Official(model), weights="int4")

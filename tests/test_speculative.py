@@ -241,6 +241,7 @@ def test_coarser_copies_of_the_target_are_good_drafts() -> None:
     passes, errors = [], []
     for draft in (
         NextScaleDecoder(target.model, weights="bfloat16"),
+        NextScaleDecoder(target.model, weights="int8"),
         emulate_quantised_weights(target.model, 8),
         emulate_quantised_weights(target.model, 4),
         emulate_quantised_weights(target.model, 2),
@@ -251,7 +252,7 @@ def test_coarser_copies_of_the_target_are_good_drafts() -> None:
             assert draft.vae is target.model.vae
         decoder = SpeculativeDecoder(target, draft, drafted=4)
         passes.append(sum(decoder.tokens(labels[i : i + 1]).target_passes for i in range(10)))
-    assert passes[0] <= 16 and passes[1] <= 25 and passes[1] <= passes[2] < passes[3]
+    assert passes[0] <= 16 and max(passes[1:3]) <= 25 and passes[2] <= passes[3] < passes[4]
     np.testing.assert_array_less(errors, [1 / 253, 1 / 13.9, 1 / 1.9])
     with pytest.raises(ValueError, match="'bits' expected 2 to 8, got 1"):
         emulate_quantised_weights(target.model, 1)

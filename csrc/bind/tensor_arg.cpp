@@ -95,6 +95,8 @@ DType dtype_from_dlpack(dlpack::DataType t) {
       return DType::i32;
     case dlpack::kInt * 256 + 64:
       return DType::i64;
+    case dlpack::kInt * 256 + 8:
+      return DType::i8;
     case dlpack::kUInt * 256 + 8:
       return DType::u8;
     case dlpack::kBool * 256 + 8:
@@ -117,7 +119,10 @@ DType dtype_from_numpy(const py::dtype& d) {
              : bytes == 2 ? DType::f16
                           : DType::other;
     case 'i':
-      return bytes == 4 ? DType::i32 : bytes == 8 ? DType::i64 : DType::other;
+      return bytes == 4   ? DType::i32
+             : bytes == 8 ? DType::i64
+             : bytes == 1 ? DType::i8
+                          : DType::other;
     case 'u':
       return bytes == 1 ? DType::u8 : DType::other;
     case 'b':

@@ -5,7 +5,7 @@
 
 namespace pixleap {
 
-enum class DType : uint8_t { f32, bf16, f16, f64, i32, i64, u8, boolean, other };
+enum class DType : uint8_t { f32, bf16, f16, f64, i32, i64, u8, i8, boolean, other };
 
 struct bf16_t {
   uint16_t bits;
@@ -15,13 +15,13 @@ struct f16_t {
 };
 
 constexpr const char* dtype_name(DType t) {
-  constexpr const char* names[] = {"float32", "bfloat16", "float16", "float64",    "int32",
-                                   "int64",   "uint8",    "bool",    "unsupported"};
+  constexpr const char* names[] = {"float32", "bfloat16", "float16", "float64", "int32",
+                                   "int64",   "uint8",    "int8",    "bool",    "unsupported"};
   return names[static_cast<int>(t)];
 }
 
 constexpr int64_t dtype_size(DType t) {
-  constexpr int64_t sizes[] = {4, 2, 2, 8, 4, 8, 1, 1, 0};
+  constexpr int64_t sizes[] = {4, 2, 2, 8, 4, 8, 1, 1, 1, 0};
   return sizes[static_cast<int>(t)];
 }
 

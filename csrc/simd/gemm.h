@@ -13,12 +13,17 @@ constexpr int kPanelVectors = static_cast<int>(kGemmPanel) / VW;  // per row of 
 constexpr int kGemmSums = VW == 16 ? 28 : 12;
 constexpr int kGemmMaxRows = VW == 16 ? 14 : VW == 8 ? 6 : 3;
 
+// Byte j (0 to 3) of every 32-bit lane, a signed number, as float32.
+PIXLEAP_INLINE vf signed_byte(vu lanes, int j) {
+  return __builtin_convertvector(bit_cast_to<vi>(lanes << (24 - 8 * j)) >> 24, vf);
+}
+
 using GemmMicro = void (*)(const float* x, const void* packed, int64_t panel_stride, int64_t depth,
                            float* sums, bool first);
 
 // Sums of R rows (of stride XStride) times P panels over `depth` steps of k; adds to `sums` unless
-// `first`. panel_stride is in elements. W: float, panels (k, 16); two-byte W: bfloat16 pairs along
-// k, (k / 2, 16, 2).
+// `first`. panel_stride is in elements. W: float, panels (k, 16); bf16_t: pairs along k,
+// (k / 2, 16, 2), with an even depth; int8_t: fours along k, (k / 4, 16, 4), with a depth of fours.
 template <class W, int R, int P, int64_t XStride, int64_t SumStride>
 void gemm_micro(const float* x, const void* packed, int64_t panel_stride, int64_t depth,
                 float* sums, bool first) {
@@ -46,24 +51,34 @@ void gemm_micro(const float* x, const void* packed, int64_t panel_stride, int64_
       step(b, k);
     }
   } else {
-    // Two steps of k in each 32-bit lane: the first in the low half. An odd depth ends in zeros.
+    // Several steps of k in each 32-bit lane, the first in the lowest bits.
+    constexpr int64_t kSteps = 4 / sizeof(W);
     const uint32_t* w = static_cast<const uint32_t*>(packed);
-    const auto pair = [&](int v, int64_t k) __attribute__((always_inline)) {
+    const auto lanes = [&](int v, int64_t k) __attribute__((always_inline)) {
       vu u;
-      std::memcpy(
-          &u,
-          w + v / kPanelVectors * (panel_stride / 2) + k / 2 * kGemmPanel + v % kPanelVectors * VW,
-          sizeof u);
+      std::memcpy(&u,
+                  w + v / kPanelVectors * (panel_stride / kSteps) + k / kSteps * kGemmPanel +
+                      v % kPanelVectors * VW,
+                  sizeof u);
       return u;
     };
-    for (int64_t k = 0; k < depth; k += 2) {
-      vf b[V];  // loaded twice, since the registers are full
+    for (int64_t k = 0; k < depth; k += kSteps) {
+      vf b[V];  // loaded once per step, since the registers are full
+      if constexpr (sizeof(W) == 2) {
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(pair(v, k) << 16);
-      step(b, k);
+        for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(lanes(v, k) << 16);
+        step(b, k);
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(pair(v, k) & 0xffff0000u);
-      step(b, k + 1);
+        for (int v = 0; v < V; ++v) b[v] = bit_cast_to<vf>(lanes(v, k) & 0xffff0000u);
+        step(b, k + 1);
+      } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < kSteps; ++j) {
+#pragma GCC unroll 16
+          for (int v = 0; v < V; ++v) b[v] = signed_byte(lanes(v, k), j);
+          step(b, k + j);
+        }
+      }
     }
   }
 #pragma GCC unroll 16

@@ -17,16 +17,33 @@ def make(n: int, k: int, dtype: str) -> Any:
     return build
 
 
-def peer(weight: torch.Tensor, dtype: str) -> torch.Tensor:
-    """The same layout by view, transpose and copy (N a multiple of 16, K of 2)."""
+def awkward(rng: np.random.Generator) -> Any:
+    """Rows of zeros, of ties, of numbers whose scale is subnormal or 0, with NaN and infinities."""
+    weight = rng.standard_normal((21, 11)).astype(np.float32)
+    weight[1] = 0
+    weight[2, :] = np.arange(11) - 5.5
+    weight[2, 0] = 127  # scale 1
+    weight[3] *= 1e-38
+    weight[4] *= 1e-44
+    weight[5, 3], weight[6, 10], weight[18, 0] = np.nan, np.inf, -np.inf
+    return (weight,), {"dtype": "int8"}
+
+
+def peer(weight: torch.Tensor, dtype: str) -> Any:
+    """The same layout by view, transpose and copy (N a multiple of 16, K of 4)."""
     n, k = weight.shape
-    pairs = 2 if dtype == "bfloat16" else 1
-    panels = weight.to(getattr(torch, dtype)).view(n // 16, 16, k // pairs, pairs)
-    return panels.transpose(1, 2).contiguous().view(n // 16, k // pairs, 16, -1).squeeze(-1)
+    scales = None
+    if dtype == "int8":
+        scales = weight.abs().amax(1).float() / 127
+        weight = (weight / scales[:, None]).round_()
+    side = {"float32": 1, "bfloat16": 2, "int8": 4}[dtype]
+    panels = weight.to(getattr(torch, dtype)).view(n // 16, 16, k // side, side)
+    panels = panels.transpose(1, 2).contiguous().view(n // 16, k // side, 16, -1).squeeze(-1)
+    return panels if scales is None else (panels, scales)
 
 
 def timed(n: int, k: int, dtype: str, dtypes: tuple[str, ...]) -> Case:
-    size = 4 if dtype == "float32" else 2
+    size = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
     return Case(
         f"{n} x {k} to {dtype}",
         make(n, k, dtype),
@@ -46,7 +63,13 @@ CASES = [
     Case("tails", make(37, 19, "float32"), exact=True),
     Case("tails to bfloat16", make(37, 19, "bfloat16"), dtypes=HALVES, exact=True),
     Case("one to bfloat16", make(1, 1, "bfloat16"), dtypes=HALVES, exact=True),
+    Case("empty to int8", make(0, 3, "int8"), exact=True),
+    Case("no columns to int8", make(5, 0, "int8"), exact=True),
+    Case("one to int8", make(1, 1, "int8"), exact=True),
+    Case("tails to int8", make(37, 19, "int8"), exact=True),
+    Case("awkward rows to int8", awkward, exact=True),
     timed(512, 128, "float32", FLOATS),
     timed(4096, 1024, "float32", FLOATS),
     timed(4096, 1024, "bfloat16", HALVES),
+    timed(4096, 1024, "int8", FLOATS),
 ]

@@ -1,6 +1,8 @@
-// bfloat16 weights on AMX: the panels are tile operands as they lie. x is rounded to bfloat16.
+// bfloat16 and int8 weights on AMX. Panels of bfloat16 are tile operands as they lie, int8 is
+// expanded to them (exactly). x is rounded to bfloat16.
 #include "ops/linear/blocks.inl"
 #include "simd/amx_shim.h"
+#include "simd/gemm.h"
 
 namespace pixleap {
 namespace {
@@ -66,12 +68,31 @@ void multiply_tiles(const Operands& o, float* sums, bool first) {
   if constexpr (R > 1 && P > 1) tile_store(3, lower + kLinearPanel, kSumBytes);
 }
 
+// int8 fours of one panel as bfloat16 pairs, `depth` steps of k, with zeros to the end of the tile.
+void expand(const int8_t* packed, int64_t depth, bf16_t* to) {
+  int64_t k = 0;
+  for (; k < depth; k += 4) {
+    vu four;
+    std::memcpy(&four, packed + k * kLinearPanel, sizeof four);
+#pragma GCC unroll 2
+    for (int j = 0; j < 4; j += 2) {
+      // Integers below 256 leave the low half of a float32 empty.
+      const vu pair =
+          bit_cast_to<vu>(signed_byte(four, j)) >> 16 | bit_cast_to<vu>(signed_byte(four, j + 1));
+      std::memcpy(to + (k + j) * kLinearPanel, &pair, sizeof pair);
+    }
+  }
+  const int64_t end = (k + kTileDepth - 1) / kTileDepth * kTileDepth;
+  std::memset(to + k * kLinearPanel, 0,
+              static_cast<size_t>((end - k) * kLinearPanel) * sizeof(bf16_t));
+}
+
 void AmxTile::multiply(const LinearParams& p, const Group& g, const bf16_t* block, int64_t k,
                        int64_t depth, float* sums) {
   const int64_t padded = (depth + 1) / 2 * 2;
-  const int64_t panel_stride = (p.k + 1) / 2 * 2 * kLinearPanel;
-  const bf16_t* packed =
-      static_cast<const bf16_t*>(p.packed) + g.panel * panel_stride + k * kLinearPanel;
+  const int64_t panel_stride = linear_padded_depth(p.packed_dtype, p.k) * kLinearPanel;
+  const int64_t at = g.panel * panel_stride + k * kLinearPanel;
+  alignas(64) bf16_t expanded[2][kDepth * kLinearPanel];
   alignas(64) bf16_t last[2][kTileDepth * kLinearPanel];
   Operands o{};
   o.whole = padded / kTileDepth;
@@ -82,8 +103,14 @@ void AmxTile::multiply(const LinearParams& p, const Group& g, const bf16_t* bloc
   for (int64_t panel = 0; panel < g.panels; panel += 2) {
     const bool two = panel + 1 < g.panels;
     for (int64_t i = 0; i < (two ? 2 : 1); ++i) {
-      o.panel[i] = packed + (panel + i) * panel_stride;
+      const int64_t from = at + (panel + i) * panel_stride;
       o.last_tile[i] = last[i];
+      if (p.packed_dtype == DType::i8) {
+        expand(static_cast<const int8_t*>(p.packed) + from, depth, expanded[i]);
+        o.panel[i] = expanded[i];
+      } else {
+        o.panel[i] = static_cast<const bf16_t*>(p.packed) + from;
+      }
       if (!tail) continue;
       std::memset(last[i], 0, sizeof last[i]);
       std::memcpy(last[i], o.panel[i] + o.whole * kTileDepth * kLinearPanel,
@@ -104,10 +131,10 @@ void AmxTile::multiply(const LinearParams& p, const Group& g, const bf16_t* bloc
 }  // namespace
 
 void linear_amx(const LinearParams& p) {
-  if (p.packed_dtype == DType::bf16)
-    run_blocks<AmxTile>(p);
-  else
+  if (p.packed_dtype == DType::f32)
     linear_avx512(p);
+  else
+    run_blocks<AmxTile>(p);
 }
 
 }  // namespace pixleap

@@ -47,8 +47,9 @@ void finish(const LinearParams& p, const Group& g, const float* sums) {
   const int64_t first = g.panel * kLinearPanel;
   const int64_t columns =
       p.n - first < g.panels * kLinearPanel ? p.n - first : g.panels * kLinearPanel;
-  float bias[kGroupColumns] = {}, gate[kGroupColumns];
+  float bias[kGroupColumns] = {}, gate[kGroupColumns], scale[kGroupColumns];
   if (p.bias) widen(p.bias, p.bias_dtype, first, columns, bias);
+  for (int64_t i = 0; i < columns; ++i) scale[i] = p.scales ? p.scales[first + i] : 1.f;
   int64_t gate_batch = -1;
   for (int64_t r = 0; r < g.rows; ++r) {
     const int64_t row = g.row + r;
@@ -61,7 +62,7 @@ void finish(const LinearParams& p, const Group& g, const float* sums) {
         p.residual ? row_of<T>(p.residual, p.residual_strides, p, row) + first : nullptr;
     const float* sum = sums + r * kGroupColumns;
     for_each_vector(columns, [&](int64_t i, int64_t n) {
-      vf v = activate<A>(load(sum + i) + load(bias + i));
+      vf v = activate<A>(fma(load(sum + i), load(scale + i), load(bias + i)));
       if (p.gate) v = v * load(gate + i);
       if (residual) v = load_upto(residual + i, n) + v;
       store_upto(out + i, v, n);

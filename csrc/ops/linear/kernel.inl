@@ -25,7 +25,7 @@ struct VectorTile {
   using Element = float;
   static constexpr int64_t kRows = VW == 16 ? 112 : 96;
   static constexpr int64_t kRowMultiple = 1;
-  static constexpr int64_t kDepthMultiple = 2;
+  static constexpr int64_t kDepthMultiple = 4;
   static constexpr int64_t kDepth = 512;  // a panel of it takes 32 KiB
   static constexpr int64_t kStride = kDepth + 16;
   static void multiply(const LinearParams& p, const Group& g, const float* block, int64_t k,
@@ -58,27 +58,39 @@ void expand(const bf16_t* packed, int64_t depth, float* to) {
   }
 }
 
-// From this many row blocks on, bfloat16 weights are expanded once for all of them.
+// The same of int8 fours; `depth` is a multiple of four.
+void expand(const int8_t* packed, int64_t depth, float* to) {
+  for (int64_t i = 0; i < depth / 4 * kLinearPanel; i += VW) {
+    vu four;
+    std::memcpy(&four, packed + 4 * i, sizeof four);
+    float* first = to + i / kLinearPanel * 4 * kLinearPanel + i % kLinearPanel;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) store(first + j * kLinearPanel, signed_byte(four, j));
+  }
+}
+
+// From this many row blocks on, short weights are expanded once for all of them.
 constexpr int64_t kExpandBlocks = 3;
 
 template <class W>
 void multiply_panels(const LinearParams& p, const Group& g, const float* block, int64_t k,
                      int64_t depth, float* sums) {
-  constexpr bool kPairs = sizeof(W) == 2;
-  const int64_t panel_stride = (kPairs ? (p.k + 1) / 2 * 2 : p.k) * kLinearPanel;
+  constexpr bool kShort = sizeof(W) < 4;
+  constexpr int64_t kSteps = 4 / sizeof(W);
+  const int64_t panel_stride = linear_padded_depth(p.packed_dtype, p.k) * kLinearPanel;
   const W* packed = static_cast<const W*>(p.packed) + g.panel * panel_stride + k * kLinearPanel;
-  if (kPairs) depth = (depth + 1) / 2 * 2;
+  depth = (depth + kSteps - 1) / kSteps * kSteps;
   // Row blocks of equal size, but for one row.
   const int64_t blocks = (g.rows + kMaxRows - 1) / kMaxRows;
   int log2 = panels_log2(static_cast<int>((g.rows + blocks - 1) / blocks));
-  alignas(64) float expanded[kPairs ? (VectorTile::kDepth * kLinearPanel) << kWidePanelsLog2 : 1];
-  const bool expands = kPairs && blocks >= kExpandBlocks;
+  alignas(64) float expanded[kShort ? (VectorTile::kDepth * kLinearPanel) << kWidePanelsLog2 : 1];
+  const bool expands = kShort && blocks >= kExpandBlocks;
   if (expands && log2 > kWidePanelsLog2) log2 = kWidePanelsLog2;
   for (int64_t panel = 0; panel < g.panels; panel += int64_t{1} << log2) {
     while (panel + (int64_t{1} << log2) > g.panels) --log2;
     const void* weights = packed + panel * panel_stride;
     int64_t stride = panel_stride;
-    if constexpr (kPairs) {
+    if constexpr (kShort) {
       if (expands) {
         stride = VectorTile::kDepth * kLinearPanel;
         for (int64_t i = 0; i < int64_t{1} << log2; ++i)
@@ -98,8 +110,14 @@ void multiply_panels(const LinearParams& p, const Group& g, const float* block, 
 
 void VectorTile::multiply(const LinearParams& p, const Group& g, const float* block, int64_t k,
                           int64_t depth, float* sums) {
-  p.packed_dtype == DType::f32 ? multiply_panels<float>(p, g, block, k, depth, sums)
-                               : multiply_panels<bf16_t>(p, g, block, k, depth, sums);
+  switch (p.packed_dtype) {
+    case DType::f32:
+      return multiply_panels<float>(p, g, block, k, depth, sums);
+    case DType::bf16:
+      return multiply_panels<bf16_t>(p, g, block, k, depth, sums);
+    default:
+      return multiply_panels<int8_t>(p, g, block, k, depth, sums);
+  }
 }
 
 }  // namespace

@@ -17,8 +17,8 @@ Activation activation_from(const Check& check, std::string_view name) {
 }  // namespace
 
 void linear(const Out& out, const View& x, const View& packed, int64_t out_features,
-            const Optional& bias, std::string_view activation, const Optional& gate,
-            const Optional& residual) {
+            const Optional& scales, const Optional& bias, std::string_view activation,
+            const Optional& gate, const Optional& residual) {
   const Check check("linear");
   LinearParams p{};
   p.activation = activation_from(check, activation);
@@ -29,14 +29,12 @@ void linear(const Out& out, const View& x, const View& packed, int64_t out_featu
               "a number of features", out_features);
   p.batch = x.size(0), p.length = x.size(1), p.k = x.size(2), p.n = out_features;
 
-  check.dtype(packed, {DType::f32, DType::bf16});
   check.same_device(packed, x);
-  const int64_t panels = (p.n + kLinearPanel - 1) / kLinearPanel;
-  if (packed.dtype == DType::f32)
-    check.shape(packed, {panels, p.k, kLinearPanel});
-  else
-    check.shape(packed, {panels, (p.k + 1) / 2, kLinearPanel, 2});
-  check.contiguous(packed);
+  check_packed(check, packed, p.n, p.k);
+  const bool quantised = packed.dtype == DType::i8;
+  check.value(scales.defined == quantised, "scales",
+              quantised ? "the scales of int8 weights" : "None, as only int8 weights have scales",
+              std::string(quantised ? "None" : "an array"));
 
   check.dtype(out, {DType::f32, DType::bf16, DType::f16});
   check.same_device(out, x);
@@ -53,6 +51,14 @@ void linear(const Out& out, const View& x, const View& packed, int64_t out_featu
     check.no_overlap(out, v, false);
     data = v.data, dtype = v.dtype;
   };
+  if (scales.defined) {
+    check.dtype(scales, {DType::f32});
+    check.same_device(scales, x);
+    check.shape(scales, {p.n});
+    check.contiguous(scales);
+    check.no_overlap(out, scales, false);
+    p.scales = scales.as<const float>();
+  }
   if (bias.defined) {
     check.shape(bias, {p.n});
     parameter(bias, p.bias, p.bias_dtype);

@@ -15,7 +15,7 @@ int64_t position(int64_t n, int64_t k) {
 template <class T, class P>
 void pack(const LinearPackParams& p) {
   const int64_t panels = (p.n + kLinearPanel - 1) / kLinearPanel;
-  const int64_t depth = sizeof(P) == 4 ? p.k : (p.k + 1) / 2 * 2;
+  const int64_t depth = linear_padded_depth(p.packed_dtype, p.k);
   const int64_t grain = (1 << 15) / (depth * kLinearPanel) + 1;
   parallel_for(panels, grain, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) {
@@ -37,11 +37,75 @@ void pack(const LinearPackParams& p) {
   });
 }
 
+// scales[n], and in `divisor` what the row is divided by. A row of zeros has scale 0; one with NaN
+// or infinity has scale NaN, so that what is computed with it is NaN, and divisor 0.
+template <class T>
+float row_scale(const T* w, int64_t k, float& divisor) {
+  vf most{};
+  vi bad{};
+  for_each_vector(k, [&](int64_t i, int64_t n) {
+    const vf v = vabs(load_upto(w + i, n));
+    bad |= ~(v < splat(__builtin_inff()));
+    most = vmax(most, v);
+  });
+  if (any(bad)) {
+    divisor = 0.f;
+    return __builtin_nanf("");
+  }
+  const float scale = reduce_max(most) / 127.f;
+  divisor = scale > 0.f ? scale : 1.f;  // weights that small round to 0
+  return scale;
+}
+
+// Nearest integers of finite numbers up to 127 or so, ties to even, as int8.
+PIXLEAP_INLINE void round_lanes(vf v, int8_t* to) {
+  const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+  v = vmin(vmax(v, splat(-127.f)), splat(127.f));
+  const vi q = bit_cast_to<vi>(v + magic) - bit_cast_to<vi>(magic);
+  int32_t lanes[VW];
+  std::memcpy(lanes, &q, sizeof q);
+  for (int i = 0; i < VW; ++i) to[i] = static_cast<int8_t>(lanes[i]);
+}
+
+template <class T>
+void quantise(const LinearPackParams& p) {
+  const int64_t panels = (p.n + kLinearPanel - 1) / kLinearPanel;
+  const int64_t depth = linear_padded_depth(DType::i8, p.k);
+  const int64_t grain = (1 << 15) / (depth * kLinearPanel + 1) + 1;
+  parallel_for(panels, grain, [&](int64_t first, int64_t last) {
+    for (int64_t panel = first; panel < last; ++panel) {
+      int8_t* out = static_cast<int8_t*>(p.packed) + panel * depth * kLinearPanel;
+      const T* rows = static_cast<const T*>(p.weight) + panel * kLinearPanel * p.stride;
+      float divisors[kLinearPanel] = {};
+      for (int64_t n = 0; n < kLinearPanel && panel * kLinearPanel + n < p.n; ++n)
+        p.scales[panel * kLinearPanel + n] = row_scale(rows + n * p.stride, p.k, divisors[n]);
+      for (int64_t k = 0; k < depth; k += VW) {
+        for (int64_t n = 0; n < kLinearPanel; ++n) {
+          int8_t lanes[VW] = {};
+          if (divisors[n] > 0.f && k < p.k)
+            round_lanes(
+                load_upto(rows + n * p.stride + k, p.k - k < VW ? p.k - k : VW) / divisors[n],
+                lanes);
+          for (int64_t i = 0; i < VW && k + i < depth; i += 4)
+            std::memcpy(out + ((k + i) / 4 * kLinearPanel + n) * 4, lanes + i, 4);
+        }
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void PIXLEAP_KERNEL(linear_pack)(const LinearPackParams& p) {
   with_float_type(p.dtype, [&]<class T>() {
-    p.packed_dtype == DType::f32 ? pack<T, float>(p) : pack<T, bf16_t>(p);
+    switch (p.packed_dtype) {
+      case DType::f32:
+        return pack<T, float>(p);
+      case DType::bf16:
+        return pack<T, bf16_t>(p);
+      default:
+        return quantise<T>(p);
+    }
   });
 }
 

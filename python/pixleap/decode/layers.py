@@ -9,13 +9,27 @@ from torch import Tensor, nn
 
 from .. import ops
 
+WEIGHTS = ("float32", "bfloat16", "int8")  # what decoders keep their matrices in
+
 
 class PackedLinear:
-    """`nn.Linear` with prepacked weights: calls take and return (B, L, features)."""
+    """`nn.Linear` with prepacked weights: calls take and return (B, L, features).
+
+    Raises:
+        ValueError: a dtype that is none of `WEIGHTS`; decoders pass their argument `weights` on.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str) -> None:
+        if dtype not in WEIGHTS:
+            raise ValueError(
+                f"decode: argument 'weights' expected one of {', '.join(WEIGHTS)}, got {dtype!r}"
+            )
         self.out_features, self.in_features = weight.shape
-        self.packed = ops.linear_pack(weight.detach(), dtype=dtype)
+        packed = ops.linear_pack(weight.detach(), dtype=dtype)
+        self.scales: Tensor | None = None  # per output feature, of int8
+        if dtype == "int8":
+            packed, self.scales = packed
+        self.packed = packed
         self.bias = None if bias is None else bias.detach()
 
     @classmethod
@@ -23,7 +37,15 @@ class PackedLinear:
         return cls(linear.weight, linear.bias, dtype)
 
     def __call__(self, x: Tensor, **epilogue: Any) -> Tensor:
-        return ops.linear(x, self.packed, self.out_features, bias=self.bias, **epilogue)
+        return ops.linear(
+            x, self.packed, self.out_features, scales=self.scales, bias=self.bias, **epilogue
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights, scales included."""
+        tensors = [self.packed] if self.scales is None else [self.packed, self.scales]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Norm:

@@ -35,8 +35,8 @@ class SpeculativeDecoder:
 
     Args:
         target, draft: `pixleap.models.VAR` over one tokeniser, or `NextScaleDecoder`s of them. A
-            draft may be a smaller model or a coarser copy of the target (`weights="bfloat16"`,
-            `models.emulate_quantised_weights`).
+            draft may be a smaller model or a coarser copy of the target (`weights="int8"` or
+            "bfloat16").
         rule: "rejection": drafted tokens are accepted by speculative sampling and the result has
             exactly the target's law. "coupled": draft and target draw with the same Gumbel noise
             and the target's tokens always win, so that the result is that of plain decoding, bit

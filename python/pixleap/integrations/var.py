@@ -101,13 +101,13 @@ def accelerate(model: nn.Module, weights: str = "float32") -> AcceleratedVAR:
     Args:
         model: any module with the official parameter names and a tokeniser (`vae_proxy` or `vae`),
             on the CPU. It is not changed; later changes of its weights are not seen.
-        weights: "float32", or "bfloat16" for half the weight traffic.
+        weights: "float32"; "bfloat16" or "int8" for half or a quarter of the weight traffic.
 
     Returns:
         An `AcceleratedVAR` with the model's `autoregressive_infer_cfg`.
 
     Raises:
-        ValueError: no tokeniser, not on the CPU, or parameters that are not VAR's.
+        ValueError: no tokeniser, not on the CPU, parameters that are not VAR's, or other weights.
     """
     vae = _tokeniser(model)
     state, vae_state = model.state_dict(), vae.state_dict()

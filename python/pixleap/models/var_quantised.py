@@ -21,10 +21,10 @@ def _round(weight: Tensor, bits: int) -> Tensor:
 def emulate_quantised_weights(model: VAR, bits: int) -> VAR:
     """EMULATES integer weights: the copy has the rounding error, but float32 storage and speed.
 
-    It tells how often a quantised draft would be right (`decode.SpeculativeDecoder`) before there
-    are kernels for it. The matrices of the blocks and the head are rounded (symmetric, round to
-    nearest, per output channel); embeddings, modulation and biases are shared with `model`, as the
-    tokeniser is.
+    It tells how often a draft of so few bits would be right (`decode.SpeculativeDecoder`). For 8
+    bits there are kernels: `decode.NextScaleDecoder(model, "int8")`. The matrices of the blocks and
+    the head are rounded (symmetric, round to nearest, per output channel); embeddings, modulation
+    and biases are shared with `model`, as the tokeniser is.
 
     Args:
         bits: 2 to 8.

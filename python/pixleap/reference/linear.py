@@ -22,6 +22,7 @@ def linear(
     packed: np.ndarray,
     out_features: int,
     *,
+    scales: np.ndarray | None = None,
     bias: np.ndarray | None = None,
     activation: str = "none",
     gate: np.ndarray | None = None,
@@ -34,6 +35,8 @@ def linear(
     panels, steps, width, pairs = packed.shape
     weight = packed.transpose(0, 2, 1, 3).reshape(panels * width, steps * pairs)
     y = x @ weight[:out_features, : x.shape[-1]].T
+    if scales is not None:
+        y = y * np.asarray(scales, np.float64)
     if bias is not None:
         y = y + bias
     y = activate(y, activation)

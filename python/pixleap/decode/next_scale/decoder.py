@@ -29,7 +29,8 @@ class NextScaleDecoder:
 
     Args:
         model: a `pixleap.models.VAR` (official or embedded weights), on the CPU.
-        weights: "float32", or "bfloat16" for half the weight traffic at bfloat16 precision.
+        weights: "float32"; "bfloat16" or "int8" for half or a quarter of the weight traffic at
+            their precision (`PackedVAR`).
 
     Attributes:
         packed: the transformer, with the primitive that all drivers share (`PackedVAR.run`).

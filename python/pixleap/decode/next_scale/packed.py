@@ -141,7 +141,11 @@ class PackedVAR:
 
     Args:
         model: a `pixleap.models.VAR`, on the CPU.
-        weights: "float32", or "bfloat16" for half the weight traffic at bfloat16 precision.
+        weights: "float32"; "bfloat16" for half the weight traffic at bfloat16 precision; "int8" for
+            a quarter, rounded per output feature (`ops.linear_pack`). Embeddings stay float32.
+
+    Raises:
+        ValueError: other weights.
     """
 
     def __init__(self, model: VAR, weights: str = "float32") -> None:
@@ -174,8 +178,9 @@ class PackedVAR:
             packed += [block.qkv, block.proj, block.fc1, block.fc2]
             packed += [] if block.modulate is None else [block.modulate]
         loose = [self.module.class_emb.weight, self.positions]
-        loose += [linear.packed for linear in packed]
-        return sum(t.numel() * t.element_size() for t in loose)
+        return sum(t.numel() * t.element_size() for t in loose) + sum(
+            linear.weight_bytes for linear in packed
+        )
 
     def cache_bytes(self, batch: int, scales: int, guided: bool = True) -> int:
         """Bytes of the keys and values of `scales` scales of `batch` images."""
