@@ -125,6 +125,21 @@ def test_amx_rounds_x_no_worse_than_bfloat16(isa: str, packed: str) -> None:
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+def test_activations_over_their_range(isa: str, activation: str) -> None:
+    x = torch.cat([torch.linspace(-100, 100, 40001), torch.tensor([1e-30, -1e-30, 0.0, 3e38])])
+    one = px.ops.linear_pack(torch.ones(1, 1))
+    y = px.ops.linear(x.view(1, -1, 1), one, 1, activation=activation).view(-1).double().numpy()
+    with np.errstate(over="ignore"):
+        expected = px.reference.linear(
+            x.double().view(1, -1, 1).numpy(), one.double().numpy(), 1, activation=activation
+        ).reshape(-1)
+    np.testing.assert_allclose(y, expected, rtol=3e-7, atol=4e-7)
+    odd = torch.tensor([torch.nan, torch.inf]).view(1, -1, 1)
+    got = px.ops.linear(odd, one, 1, activation=activation).view(-1)
+    assert got[0].isnan() and got[1] == torch.inf
+
+
 def test_messages_of_linear() -> None:
     x, weight = normal(1, 2, 8), normal(20, 8)
     packed = px.ops.linear_pack(weight)
