@@ -137,6 +137,8 @@ def table(threads: int) -> list[str]:
     one = Task(network, 1)
     one.sequential(one.plan("ddim", 10))  # first calls allocate
     lines = [
+        "Times are CPU seconds of one run each, not medians; errors are the largest of any pixel.",
+        "",
         "### One digit, all steps in the window",
         "",
         "| solver | steps | rule | tolerance | sweeps | depth | evaluations | time "
