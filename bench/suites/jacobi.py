@@ -24,8 +24,18 @@ from torch import Tensor
 import pixleap as px
 from pixleap.cli.demo import digit_score
 from pixleap.cli.pictures import strip
-from pixleap.decode import FlowDecoder, Frontier, Jacobi, Sequential
+from pixleap.decode import (
+    FlowDecoder,
+    Frontier,
+    Jacobi,
+    RowAbove,
+    Sequential,
+    SpeculativeJacobi,
+    raster,
+    speculative_jacobi,
+)
 from pixleap.models import TarFlow, load_tarflow
+from pixleap.models.raster_ar import NativeRasterAR, load_raster_ar
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "flow_tolerance.png"
@@ -323,11 +333,53 @@ def quality() -> list[str]:
     return [*lines, ""]
 
 
+def tokens_in_order() -> list[str]:
+    """A raster-order token model: passes, which do not depend on the machine, and seconds."""
+    model = load_raster_ar(ROOT / "bench" / "models" / "raster_digits.npz")
+    lines = [
+        "Raster-order digits of 64 tokens, one at a time: mean passes of 100, milliseconds.",
+        "Equal: digits that are the loop's, token for token, with its noise.",
+        "",
+        "| decoder | passes | loop / passes | ms | loop / time | equal |",
+        "|---|---|---|---|---|---|",
+    ]
+    prompt = torch.zeros((1, 0), dtype=torch.int64)
+    native = NativeRasterAR(model)
+    decoders: dict[str, Any] = {"loop": None}
+    decoders |= {f"Frontier, window {w}": Frontier(window=w) for w in (8, 16, 64)}
+    decoders["Frontier, window 16, row above"] = Frontier(window=16, init=RowAbove(8))
+    for coupling in ("none", "maximal"):
+        name = f"speculative Jacobi, coupling {coupling}"
+        decoders[name] = SpeculativeJacobi(16, coupling)
+    results: dict[str, list[Any]] = {name: [] for name in decoders}
+    times: dict[str, list[float]] = {name: [] for name in decoders}
+    for seed in range(100):
+        conditioned = native.conditioned(torch.tensor([seed % 10]))
+        for name, decoder in decoders.items():
+            run = speculative_jacobi if isinstance(decoder, SpeculativeJacobi) else raster
+            start = time.perf_counter()
+            results[name].append(run(conditioned, prompt, 64, seed=seed, decoder=decoder))
+            times[name].append(time.perf_counter() - start)
+    loop = 1e3 * statistics.median(times["loop"])
+    for name, runs in results.items():
+        passes = sum(r.passes for r in runs) / len(runs)
+        ms = 1e3 * statistics.median(times[name])
+        equal = sum(
+            bool(torch.equal(r.tokens, e.tokens))
+            for r, e in zip(runs, results["loop"], strict=True)
+        )
+        same = "" if name.startswith("speculative") else f"{equal} of 100"
+        lines.append(
+            f"| {name} | {passes:.1f} | {64 / passes:.1f}x | {ms:.1f} | {loop / ms:.1f}x | {same} |"
+        )
+    return [*lines, ""]
+
+
 def table(threads: int) -> list[str]:
     lines = [f"### parallel decoding, {threads} thread{'s' if threads > 1 else ''}", ""]
     parts = [one_sample, windows, sweep_cost]
     if threads == 1:
-        parts += [exactness, per_sample, mixed_precision, quality]
+        parts += [tokens_in_order, exactness, per_sample, mixed_precision, quality]
     for part in parts:
         start = time.perf_counter()
         lines += part()
