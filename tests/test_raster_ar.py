@@ -16,7 +16,6 @@ from pixleap.decode import (  # noqa: E402
     Speculative,
     SpeculativeJacobi,
     raster,
-    speculative_jacobi,
 )
 from pixleap.models import (  # noqa: E402
     NativeRasterAR,
@@ -119,7 +118,7 @@ def test_four_times_fewer_passes_alone(trained: NativeRasterAR) -> None:
         assert torch.equal(fast.tokens, plain.tokens)
         passes["jacobi"].append(fast.passes)
         for coupling in ("none", "maximal"):
-            result = speculative_jacobi(
+            result = raster(
                 model, nothing(1), LENGTH, seed=seed, decoder=SpeculativeJacobi(16, coupling)
             )
             assert int(result.tokens.min()) >= 0 and int(result.tokens.max()) < 16
@@ -146,7 +145,7 @@ def test_speculative_jacobi_keeps_the_models_statistics(trained: NativeRasterAR)
     want = raster(model, nothing(240), LENGTH, seed=1).tokens.double().view(240, 8, 8).mean(2)
     for coupling in ("none", "maximal"):
         decoder = SpeculativeJacobi(16, coupling)
-        result = speculative_jacobi(model, nothing(240), LENGTH, seed=2, decoder=decoder)
+        result = raster(model, nothing(240), LENGTH, seed=2, decoder=decoder)
         got = result.tokens.double().view(240, 8, 8).mean(2)
         error = ((want.var(0) + got.var(0)) / 240).sqrt()
         assert bool(((got.mean(0) - want.mean(0)).abs() <= 5 * error + 1e-9).all())

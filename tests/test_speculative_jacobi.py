@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 import pixleap as px
-from pixleap.decode import raster
-from pixleap.decode.speculative_jacobi import SpeculativeJacobi, speculative_jacobi
+from pixleap.decode import RowAbove, SpeculativeJacobi, raster
 
 V, LENGTH = 4, 4
 TABLE = np.random.default_rng(3).standard_normal((LENGTH, V ** (LENGTH - 1), V)) * 1.4
@@ -53,7 +52,7 @@ def no_prompt(batch: int) -> np.ndarray:
     ("batch", "options", "sampling"),
     [
         (1, {"window": 4}, {}),
-        (1, {"window": 2, "width": 1}, {"temperature": 0.7}),
+        (1, {"window": 2, "init": RowAbove(1)}, {"temperature": 0.7}),
         (5, {"window": 3}, {"top_k": 3}),
     ],
     ids=str,
@@ -67,7 +66,7 @@ def test_distribution(
     passes = 0
     decoder = SpeculativeJacobi(coupling=coupling, **options)
     for run in range(runs):
-        result = speculative_jacobi(
+        result = raster(
             Table(), no_prompt(batch), LENGTH, decoder=decoder, seed=5, first_sample=run * batch,
             **sampling,
         )  # fmt: skip
@@ -88,12 +87,12 @@ def test_distribution(
 def test_greedy_is_the_loop(coupling: str) -> None:
     """At temperature 0 the rule is equality."""
     plain = raster(Table(), no_prompt(3), LENGTH, temperature=0.0)
-    result = speculative_jacobi(
+    result = raster(
         Table(), no_prompt(3), LENGTH, temperature=0.0, decoder=SpeculativeJacobi(3, coupling)
     )
     np.testing.assert_array_equal(result.tokens, plain.tokens)
-    right = SpeculativeJacobi(4, coupling, guess=plain.tokens)
-    again = speculative_jacobi(Table(), no_prompt(3), LENGTH, temperature=0.0, decoder=right)
+    right = SpeculativeJacobi(4, coupling, init=plain.tokens)
+    again = raster(Table(), no_prompt(3), LENGTH, temperature=0.0, decoder=right)
     assert again.passes == 1
     assert again.accepted == again.drafted == LENGTH
 
@@ -103,15 +102,15 @@ def test_prompt_batch_and_progress(coupling: str) -> None:
     decoder = SpeculativeJacobi(2, coupling)
     prompt = np.array([[1], [3]])
     model, steps = Table(), []
-    result = speculative_jacobi(
+    result = raster(
         model, prompt, LENGTH, decoder=decoder, progress=lambda *done: steps.append(done)
     )
     assert result.passes == model.calls <= LENGTH - 1
     np.testing.assert_array_equal(result.tokens[:, :1], prompt)
     assert steps == sorted(set(steps)) and steps[-1] == (LENGTH, LENGTH)
     assert 0 <= result.accepted <= result.drafted
-    assert speculative_jacobi(Table(), no_prompt(0), 3, decoder=decoder).tokens.shape == (0, 3)
-    assert speculative_jacobi(Table(), prompt, 1, decoder=decoder).passes == 0
+    assert raster(Table(), no_prompt(0), 3, decoder=decoder).tokens.shape == (0, 3)
+    assert raster(Table(), prompt, 1, decoder=decoder).passes == 0
 
 
 def test_the_row_above_is_the_guess() -> None:
@@ -124,8 +123,8 @@ def test_the_row_above_is_the_guess() -> None:
 
     prompt = np.array([[1, 3]])
     for width, passes in ((2, 3), (0, 6)):
-        decoder = SpeculativeJacobi(4, width=width)
-        result = speculative_jacobi(repeats, prompt, 14, decoder=decoder)
+        decoder = SpeculativeJacobi(4, init=RowAbove(width) if width else "zero")
+        result = raster(repeats, prompt, 14, decoder=decoder)
         np.testing.assert_array_equal(result.tokens[0], [1, 3] * 7)
         assert (result.passes == passes) if width else (result.passes >= passes)
 
@@ -140,25 +139,24 @@ def test_guidance_is_a_pair_of_outputs() -> None:
 
     for coupling in ("none", "maximal"):
         key: dict[str, Any] = {"decoder": SpeculativeJacobi(3, coupling), "seed": 1}
-        want = speculative_jacobi(single, no_prompt(6), LENGTH, **key)
-        got = speculative_jacobi(pair, no_prompt(6), LENGTH, guidance_scale=2.0, **key)
+        want = raster(single, no_prompt(6), LENGTH, **key)
+        got = raster(pair, no_prompt(6), LENGTH, guidance_scale=2.0, **key)
         np.testing.assert_array_equal(got.tokens, want.tokens)
 
 
 def test_bad_arguments() -> None:
     prompt = np.zeros((2, 3), np.int64)
     with pytest.raises(ValueError, match="argument 'length' expected at least 3, got 2"):
-        speculative_jacobi(Table(), prompt, 2)
+        raster(Table(), prompt, 2)
     with pytest.raises(TypeError, match="argument 'prompt' expected an int64 array, got float32"):
-        speculative_jacobi(Table(), prompt.astype(np.float32), 4)
-    with pytest.raises(ValueError, match=r"argument 'guess' expected \(2, 4\), got \(2, 3\)"):
-        speculative_jacobi(Table(), prompt, 4, decoder=SpeculativeJacobi(guess=prompt))
+        raster(Table(), prompt.astype(np.float32), 4)
+    with pytest.raises(ValueError, match=r"argument 'init' expected shape \(2, 4\), got \(2, 3\)"):
+        raster(Table(), prompt, 4, decoder=SpeculativeJacobi(init=prompt))
     with pytest.raises(TypeError, match="top_q"):
-        speculative_jacobi(Table(), prompt, 4, top_q=1)
+        raster(Table(), prompt, 4, top_q=1)
     for change, message in (
         ({"window": 0}, "window expected an integer >= 1, got 0"),
         ({"coupling": "some"}, "coupling expected one of none, maximal, got 'some'"),
-        ({"width": -1}, "width expected an integer >= 0, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             SpeculativeJacobi(**change)

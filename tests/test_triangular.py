@@ -20,6 +20,7 @@ from pixleap.decode import (
     Sequential,
     solve_triangular,
 )
+from pixleap.decode.flow_block import Guidance
 from pixleap.decode.flow_plan import FlowPlan, LinearGuess
 from pixleap.models import TarFlow
 
@@ -148,31 +149,24 @@ def test_bad_options() -> None:
 
 @pytest.mark.parametrize("window", [1, 3, 7, 48, 200, "auto"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_flow_of_any_length_equals_the_loop(window: Any, batch: int) -> None:
-    """196 and, by cutting positions off, the prime 47 tokens, with guidance."""
-    for tokens in (196, 47):
-        model = random_flow(14)
-        for block in model.blocks if tokens != 196 else ():
-            block.pos_embed.data = block.pos_embed.data[:tokens].clone()
-        if tokens != 196:
-            model.var = model.var[:tokens].clone()
-        z = noise(model, batch)
-        system_x = z.clone()
-        decoder = FlowDecoder(model)
-        guidance = {"guidance": 1.0, "attn_temp": 0.9, "annealed_guidance": True}
-        x = z * model.var.sqrt()
-        for block in reversed(model.blocks):
-            x = block.reverse(x, LABELS[:batch], **guidance)
-        from pixleap.decode.flow_block import Guidance
-
-        solved = system_x
-        for index in range(2):
-            block = model.blocks[1 - index]
-            options = Guidance(1.0, "ab", 0.9, True)
-            system = decoder.system(index, LABELS[:batch], options, batch)
-            solver = Frontier(tol=1e-5, window=window)
-            solved = block.order(solve_triangular(system, block.order(solved), solver).x)
-        torch.testing.assert_close(solved, x, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("tokens", [196, 47])
+def test_flow_of_any_length_equals_the_loop(tokens: int, batch: int, window: Any) -> None:
+    """196 tokens, and the prime 47 by cutting positions off, with guidance, block by block."""
+    model = random_flow(14)
+    model.var = model.var[:tokens].clone()
+    for block in model.blocks:
+        block.pos_embed.data = block.pos_embed.data[:tokens].clone()
+    decoder, z, labels = FlowDecoder(model), noise(model, batch), LABELS[:batch]
+    guidance = Guidance(1.0, "ab", 0.9, True)
+    x = solved = z
+    for index, block in enumerate(reversed(model.blocks)):
+        x = block.reverse(
+            x, labels, guidance=1.0, guide_what="ab", attn_temp=0.9, annealed_guidance=True
+        )
+        system = decoder.system(index, labels, guidance, batch)
+        solver = Frontier(tol=1e-5, window=window)
+        solved = block.order(solve_triangular(system, block.order(solved), solver).x)
+    torch.testing.assert_close(solved, x, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
@@ -292,6 +286,7 @@ def test_sample() -> None:
     torch.testing.assert_close(tail, images[1:], atol=1e-3, rtol=0)
     clean = model.sample(labels, seed=4, guidance=1.0)
     torch.testing.assert_close(clean, model.denoise(images, labels, 0.1), atol=1e-4, rtol=0)
+    assert len(model.metrics(images, labels).blocks) == 2
     assert model.sample(2, temperature=0.5).shape == (2, 1, 6, 6)
     decoder = model.decoder()
     assert model.decoder() is decoder

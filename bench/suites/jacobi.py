@@ -32,7 +32,6 @@ from pixleap.decode import (
     Sequential,
     SpeculativeJacobi,
     raster,
-    speculative_jacobi,
 )
 from pixleap.models import TarFlow, load_tarflow
 from pixleap.models.raster_ar import NativeRasterAR, load_raster_ar
@@ -356,9 +355,8 @@ def tokens_in_order() -> list[str]:
     for seed in range(100):
         conditioned = native.conditioned(torch.tensor([seed % 10]))
         for name, decoder in decoders.items():
-            run = speculative_jacobi if isinstance(decoder, SpeculativeJacobi) else raster
             start = time.perf_counter()
-            results[name].append(run(conditioned, prompt, 64, seed=seed, decoder=decoder))
+            results[name].append(raster(conditioned, prompt, 64, seed=seed, decoder=decoder))
             times[name].append(time.perf_counter() - start)
     loop = 1e3 * statistics.median(times["loop"])
     for name, runs in results.items():

@@ -26,9 +26,10 @@ from .masked_diffusion import (
     masked_diffusion,
 )
 from .next_scale import NextScaleDecoder, next_scale
-from .raster import RasterModel, RasterResult, RasterSystem, RowAbove, Speculative, raster
+from .raster import RasterSystem, Speculative, raster
+from .raster_run import RasterModel, RasterResult, RowAbove
 from .speculative import SpeculativeDecoder, speculative
-from .speculative_jacobi import SpeculativeJacobi, speculative_jacobi
+from .speculative_jacobi import SpeculativeJacobi
 from .speculative_run import SpeculativeResult
 from .token_draws import TokenSampling
 from .triangular import DenseSystem, TriangularResult, TriangularSystem
@@ -88,5 +89,4 @@ __all__ = [
     "raster",
     "solve_triangular",
     "speculative",
-    "speculative_jacobi",
 ]

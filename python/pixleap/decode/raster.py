@@ -12,49 +12,17 @@ model pass with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from .. import ops
 from .._arrays import Array, empty
+from .raster_run import Guess, Progress, RasterModel, RasterResult, RasterRun
+from .speculative_jacobi import SpeculativeJacobi, speculative_jacobi
 from .token_draws import TokenSampling, check_tokens, rows_of, to_numpy
 from .triangular_solvers import Sequential, Solver, solve_triangular
-
-Progress = Callable[[int, int], None]
-
-
-class RasterModel(Protocol):
-    """Anything that can be called so; a plain function that computes all positions each time will
-    do."""
-
-    def __call__(self, tokens: Array, start: int) -> Any:
-        """Logits of the positions start, start + 1, ..., n, given the tokens before them.
-
-        Args:
-            tokens: (B, n) int64, positions 0 .. n - 1. n may be 0.
-            start: 0 .. n. A call with `start` follows earlier ones that covered all positions
-                before it, and tokens[:, : start - 1], which those read, have not changed since: a
-                model with a `pixleap.KVCache` rolls back to `start` rows and feeds the rest.
-
-        Returns:
-            (B, n + 1 - start, V): row i is of position start + i and depends on
-            tokens[:, : start + i]; or with guidance the pair (logits, logits without condition).
-        """
-
-
-@dataclass(frozen=True)
-class RowAbove:
-    """The first guess of token l is token l - width, as it is when a window reaches l; zero in the
-    first row. For `Frontier(init=RowAbove(width))`."""
-
-    width: int
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"RowAbove: argument 'width' expected >= 1, got {self.width}")
 
 
 class RasterSystem:
@@ -85,24 +53,13 @@ class RasterSystem:
         self.x[:, self.first :] = 0
 
     def begin(self, noise: int, init: Any) -> Array:
-        self.seed, self.guessed = noise, self.first
+        self.seed, self.guess = noise, Guess(self.x, self.first, init)
         self.known = False  # whether the model has read the prompt
-        self.width = init.width if isinstance(init, RowAbove) else 0
-        if not isinstance(init, (str, RowAbove)):
-            size = check_tokens("raster", "init", init)
-            if size != tuple(self.x.shape):
-                raise ValueError(
-                    f"raster: argument 'init' expected shape {tuple(self.x.shape)}, got {size}"
-                )
-            self.x[:, self.first :] = init[:, self.first :]
         return self.x
 
     def evaluate(self, samples: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         start, end, x = int(starts[0]), int(ends[0]), self.x
-        if self.width:
-            for column in range(max(self.guessed, self.width), end):
-                x[:, column] = x[:, column - self.width]
-        self.guessed = max(self.guessed, end)
+        self.guess.reach(end)
         output = self.model(x[:, : end - 1], start if self.known else 0)
         if not self.known and start:
             output = rows_of(output, (slice(None), slice(start, None)))
@@ -132,54 +89,12 @@ class Speculative:
             raise ValueError(f"Speculative: tokens expected an integer >= 1, got {self.tokens}")
 
 
-@dataclass
-class RasterResult:
-    """tokens (B, length) int64; passes of the model, of the draft model; drafted tokens of a sample
-    that were accepted and drafted, on average over the batch."""
-
-    tokens: Array
-    passes: int
-    draft_passes: int = 0
-    accepted: float = 0.0
-    drafted: int = 0
-
-
-@dataclass
-class _Run:
-    model: RasterModel
-    x: Array  # (B, length): exact before `done`, then guesses
-    done: int
-    sampling: TokenSampling
-    seed: int
-    first_sample: int
-    progress: Progress | None
-    passes: int = 0
-    known: int = 0  # positions whose rows the model has computed from tokens that are exact
-
-    @property
-    def length(self) -> int:
-        return int(self.x.shape[1])
-
-    def output(self, end: int) -> Any:
-        """Logits of the positions done .. end - 1."""
-        output = self.model(self.x[:, : end - 1], self.known)
-        self.passes += 1
-        skip = self.done - self.known
-        return rows_of(output, (slice(None), slice(skip, None))) if skip else output
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        self.known = self.done
-        if self.progress is not None:
-            self.progress(self.done, self.length)
-
-
 def raster(
     model: RasterModel,
     prompt: Array,
     length: int,
     *,
-    decoder: Solver | Speculative | None = None,
+    decoder: Solver | Speculative | SpeculativeJacobi | None = None,
     seed: int = 0,
     first_sample: int = 0,
     progress: Progress | None = None,
@@ -194,7 +109,8 @@ def raster(
         decoder: None takes one token per pass. A solver of triangular systems, such as
             `Frontier(window=16)` with init "zero", `RowAbove(width)` or (B, length) int64 tokens,
             gives the same tokens in fewer passes, provided that the model's logits do not depend on
-            how many positions it is asked for. `Speculative(draft)` gives the same distribution.
+            how many positions it is asked for. `Speculative(draft)` and `SpeculativeJacobi()` give
+            the same distribution.
         seed: of the Philox stream. The noise of a position depends on seed, sample and position.
         first_sample: index of the first sample in a larger batch.
         progress: called with (tokens done, length).
@@ -209,26 +125,28 @@ def raster(
         TypeError: a prompt or guess that is not int64, an unknown name in `sampling`.
     """
     system = RasterSystem(model, prompt, length, TokenSampling(**sampling), first_sample)
-    if isinstance(decoder, Speculative):
-        return _speculative(
-            _Run(model, system.x, system.first, system.sampling, seed, first_sample, progress),
-            decoder,
+    if isinstance(decoder, (Speculative, SpeculativeJacobi)):
+        run = RasterRun(
+            model, system.x, system.first, system.sampling, seed, first_sample, progress
         )
+        if isinstance(decoder, SpeculativeJacobi):
+            return speculative_jacobi(run, decoder)
+        return _speculative(run, decoder)
     report = None if progress is None else (lambda done: progress(done, length))
     solved = solve_triangular(system, seed, decoder or Sequential(), report)
     return RasterResult(solved.x, solved.sweeps)
 
 
-def _draw(run: _Run, output: Any, start: int, offset: int, **options: Any) -> Any:
+def _draw(run: RasterRun, output: Any, start: int, offset: int, **options: Any) -> Any:
     """Tokens of the positions from `start` on, with noise of their own."""
     key = {"seed": run.seed, "offset": offset, "first_sample": run.first_sample}
     position = {"first_position": start, "length": run.length}
     return run.sampling.draw(output, **key, **position, **options)
 
 
-def _speculative(run: _Run, decoder: Speculative) -> RasterResult:
+def _speculative(run: RasterRun, decoder: Speculative) -> RasterResult:
     x, length = run.x, run.length
-    draft = _Run(decoder.draft, x, run.done, run.sampling, run.seed, run.first_sample, None)
+    draft = RasterRun(decoder.draft, x, run.done, run.sampling, run.seed, run.first_sample, None)
     accepted, drafted, rounds = 0.0, 0, 0
     while run.done < length:
         start = run.done

@@ -31,24 +31,25 @@ import numpy as np
 
 from .. import ops
 from .._arrays import Array, empty
-from .raster import Progress, RasterModel, RasterResult, _Run
-from .token_draws import TokenSampling, as_array, check_tokens, to_numpy
+from .raster_run import Guess, RasterResult, RasterRun
+from .token_draws import as_array, to_numpy
 
 COUPLINGS = ("none", "maximal")
 
 
 @dataclass(frozen=True)
 class SpeculativeJacobi:
-    """window: positions that a pass evaluates. coupling: "none" or "maximal", see above. guess:
-    (B, length) int64 tokens to start from; None for the row above (position l - width, width > 0)
-    or zeros.
+    """A decoder of `raster`. window: positions that a pass evaluates. coupling: "none" or
+    "maximal", see above. init: first guesses: "zero", `RowAbove(width)`, or (B, length) int64.
 
-    The samples of a batch advance together, by the least that any of them allows."""
+    The samples of a batch advance together, by the least that any of them allows; so a sample alone
+    and in a batch takes other passes, and other tokens. In the `RasterResult`, `drafted` counts the
+    tokens that a sample put to the test, `accepted` those that stayed before the first that did
+    not, on average over the batch."""
 
     window: int = 16
     coupling: str = "maximal"
-    guess: Array | None = None
-    width: int = 0
+    init: Any = "zero"
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -60,61 +61,17 @@ class SpeculativeJacobi:
                 f"SpeculativeJacobi: coupling expected one of {', '.join(COUPLINGS)}, "
                 f"got {self.coupling!r}"
             )
-        if self.width < 0:
-            raise ValueError(f"SpeculativeJacobi: width expected an integer >= 0, got {self.width}")
 
 
-def speculative_jacobi(
-    model: RasterModel,
-    prompt: Array,
-    length: int,
-    *,
-    decoder: SpeculativeJacobi | None = None,
-    seed: int = 0,
-    first_sample: int = 0,
-    progress: Progress | None = None,
-    **sampling: Any,
-) -> RasterResult:
-    """Continues token sequences; arguments and errors as those of `pixleap.decode.raster`.
-
-    Args:
-        decoder: by default `SpeculativeJacobi()`.
-        seed, first_sample: a sample alone and in a batch take other passes, so other tokens.
-
-    Returns:
-        `RasterResult`; `drafted` counts the tokens that a sample put to the test, `accepted` those
-        that stayed before the first that did not, on average over the batch.
-    """
-    batch, given = check_tokens("speculative_jacobi", "prompt", prompt)
-    if length < given:
-        raise ValueError(
-            f"speculative_jacobi: argument 'length' expected at least {given}, got {length}"
-        )
-    decoder = decoder or SpeculativeJacobi()
-    x = empty(prompt, (batch, length))
-    x[:, :given] = prompt
-    x[:, given:] = 0
-    if decoder.guess is not None:
-        size = check_tokens("speculative_jacobi", "guess", decoder.guess)
-        if size != (batch, length):
-            raise ValueError(
-                f"speculative_jacobi: argument 'guess' expected {(batch, length)}, got {size}"
-            )
-        x[:, given:] = decoder.guess[:, given:]
-    run = _Run(model, x, given, TokenSampling(**sampling), seed, first_sample, progress)
-    return sweep(run, decoder)
-
-
-def sweep(run: _Run, decoder: SpeculativeJacobi) -> RasterResult:
+def speculative_jacobi(run: RasterRun, decoder: SpeculativeJacobi) -> RasterResult:
     """Passes until all positions of `run` are done."""
     x, accepted, drafted = run.x, 0.0, 0
+    guess = Guess(x, run.done, decoder.init)
     q: Array | None = None  # of the positions done, done + 1, ... that the pass before has seen
     while run.done < run.length:
         done, end = run.done, min(run.done + decoder.window, run.length)
         seen = 0 if q is None else q.shape[1]
-        if decoder.guess is None and decoder.width:
-            for column in range(max(done + seen, decoder.width), end):
-                x[:, column] = x[:, column - decoder.width]
+        guess.reach(end)
         output = run.output(end)
         p = run.sampling.probabilities(output)
         tokens, kept = _verify(run, decoder, output, p, _drafts(x[:, done + seen : end], q, p))
@@ -139,7 +96,7 @@ def _drafts(guesses: Array, q: Array | None, p: Array) -> Array:
 
 
 def _verify(
-    run: _Run, decoder: SpeculativeJacobi, output: Any, p: Array, q: Array
+    run: RasterRun, decoder: SpeculativeJacobi, output: Any, p: Array, q: Array
 ) -> tuple[Array, np.ndarray]:
     """Tokens (B, n) that follow p, and how many stayed before the first that did not."""
     start = run.done

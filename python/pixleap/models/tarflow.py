@@ -22,6 +22,7 @@ from .tarflow_layers import AttentionBlock, LayerCache
 
 if TYPE_CHECKING:
     from ..decode.flow import FlowDecoder
+    from ..decode.flow_metrics import FlowMetrics
     from ..decode.triangular_solvers import Solver
 
 EMBEDDED = Path(__file__).with_name("weights") / "tarflow_digits.npz"
@@ -346,6 +347,12 @@ class TarFlow(nn.Module):
         if not (denoise and self.noise_std):
             return result.images
         return self.denoise(result.images, given, self.noise_std)
+
+    def metrics(self, images: Tensor, labels: Tensor | None = None, **options: Any) -> FlowMetrics:
+        """How hard each block is to invert in parallel; see `pixleap.decode.flow_metrics`."""
+        from ..decode.flow_metrics import flow_metrics
+
+        return flow_metrics(self, images, labels, **options)
 
     def denoise(self, x: Tensor, y: Tensor | None, noise_std: float) -> Tensor:
         """Remove the training noise from samples: x + noise_std**2 * grad log p(x) (Tweedie)."""
