@@ -131,6 +131,7 @@ def test_bad_options() -> None:
         (lambda: Frontier(window=0), "Frontier: argument 'window' expected an integer >= 1"),
         (lambda: Frontier(window=[4, True]), "Frontier: argument 'window' expected"),
         (lambda: Frontier(tol=float("nan")), "Frontier: argument 'tol' expected a number >= 0"),
+        (lambda: Frontier(overhead=0.0), "Frontier: argument 'overhead' expected None or a"),
         (lambda: Frontier(margin=0.5), "Frontier: argument 'margin' expected a number >= 1"),
         (lambda: Jacobi(max_sweeps=0), "Jacobi: argument 'max_sweeps' expected None or"),
         (lambda: GSJacobi(modules=-1), "GSJacobi: argument 'modules' expected integers >= 0"),

@@ -128,6 +128,17 @@ class PackedBlock:
         self.layers = [_Layer(layer, dtype) for layer in block.attn_blocks]
         self.positions = float_tensor(block.order(block.pos_embed, dim=0))
 
+    @property
+    def overhead(self) -> float:
+        """About what a sweep costs besides its rows, in rows: calls, and weights from memory, at
+        the rates of common machines. Of the model alone, so the same everywhere."""
+        linears = [
+            m for layer in self.layers for m in (layer.qkv, layer.proj, layer.fc1, layer.fc2)
+        ]
+        row = sum(2 * m.in_features * m.out_features for m in linears) / 60e9
+        calls = 12e-6 * (9 * len(self.layers) + 4)
+        return (calls + sum(m.weight_bytes for m in linears) / 15e9) / row
+
     def embedding(self, labels: Tensor | None) -> np.ndarray:
         """Position plus class embedding, (B or 1, T, C)."""
         condition = self.block.condition(labels)
@@ -168,7 +179,7 @@ class FlowSystem:
         draft: Callable[[str], FlowSystem] | None = None,
     ) -> None:
         self.packed, self.guidance, self.caches, self.scratch = packed, guidance, caches, scratch
-        self.rows = guidance.halves
+        self.rows, self.overhead = guidance.halves, packed.overhead
         self.length, self.width = packed.positions.shape
         tables = [packed.embedding(labels), packed.embedding(None)][: self.rows]
         # Rows of (B T, C), or of (T, C) where all samples have the same.
