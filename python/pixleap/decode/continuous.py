@@ -135,7 +135,7 @@ class ContinuousBatcher:
     are, bit for bit, those of `NextScaleDecoder.tokens` of it alone.
 
     A request that joins others shares what a step costs whatever is in it, and delays them by its
-    own tokens. While the first outweighs the second (a GPU, large weights, many threads), requests
+    own tokens. While the first far outweighs the second (a GPU, large weights, many threads), requests
     join at once. Where time goes by tokens, as on a few CPU cores, those that wait join together
     when nothing is left to delay; so they do when more wait than there is room for, since under
     overload nothing is faster than full batches.
@@ -205,8 +205,9 @@ class ContinuousBatcher:
 
     def _join(self) -> bool:
         """Whether waiting requests join now: always when nothing is decoded, never when they do not
-        fit, else if the fixed cost of an image's steps is no less than the tokens by which one
-        more image delays the others."""
+        fit, else if the fixed cost of an image's steps is at least twice the tokens by which one
+        more image delays the others (twice, since tokens of mixed steps cost more, and since those
+        who come a little later could have shared every step)."""
         if not self._groups:
             return True
         if len(self._waiting) > self.max_requests - self._active:
@@ -214,7 +215,7 @@ class ContinuousBatcher:
         packed = self.decoder.packed
         halves = 2 if self._waiting[0].sampling.guided else 1
         delay = self._active * halves * packed.ends[-1]
-        return delay <= self.step_overhead * len(packed.lengths)
+        return 2 * delay <= self.step_overhead * len(packed.lengths)
 
     def _admit(self) -> None:
         room, waiting = self.max_requests - self._active, len(self._waiting)
