@@ -136,7 +136,7 @@ def test_when_requests_join() -> None:
     assert steps_of(at_once, 1, 1, 0, 1, 0, 0, 0) == [[], [], [], [0], [1], [], [2]]
     by_batch = ContinuousBatcher(decoder, 4, step_overhead=0)
     assert steps_of(by_batch, 1, 1, 0, 1, 0, 0, 0, 0) == [[], [], [], [0], [], [], [], [1, 2]]
-    # 30 tokens, with and without label: another delays an image by 60; 4 steps of 30 are twice that.
+    # Another image delays one by 60 tokens; 4 steps of 30 are twice that.
     for overhead, done in ((30, [[], [], [], [0], [1]]), (29.9, [[], [], [], [0], []])):
         batcher = ContinuousBatcher(decoder, 4, step_overhead=overhead)
         assert steps_of(batcher, 1, 1, 0, 0, 0) == done

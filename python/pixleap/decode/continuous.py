@@ -136,9 +136,9 @@ class ContinuousBatcher:
 
     A request that joins others shares what a step costs whatever is in it, and delays them by its
     own tokens. While the first far outweighs the second (a GPU, large weights, many threads),
-    requests join at once. Where time goes by tokens, as on a few CPU cores, those that wait join together
-    when nothing is left to delay; so they do when more wait than there is room for, since under
-    overload nothing is faster than full batches.
+    requests join at once. Where time goes by tokens, as on a few CPU cores, those that wait join
+    together when nothing is left to delay; so they do when more wait than there is room for, since
+    under overload nothing is faster than full batches.
 
     Args:
         model: `pixleap.models.VAR`, or a `NextScaleDecoder` of it.
