@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -100,6 +102,30 @@ class _Slots:
         self._free = sorted(self._free + slots)  # the lowest first: their memory is in use
 
 
+class _StepCost:
+    """What a step costs besides its tokens, in tokens: a line through the times of recent steps,
+    seconds = fixed + slope * tokens."""
+
+    MEMORY = 0.98  # what a step keeps of the sums so far
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # of 1, x, y, xx and xy
+
+    def add(self, tokens: int, seconds: float) -> None:
+        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+        self._sums = self.MEMORY * self._sums + new
+
+    @property
+    def overhead(self) -> float:
+        n, x, y, xx, xy = self._sums
+        spread = n * xx - x * x
+        if n < 3 or spread <= 1e-6 * xx:
+            return 0.0  # not known yet
+        slope = (n * xy - x * y) / spread
+        fixed = (y - slope * x) / n
+        return math.inf if slope <= 0 else max(0.0, fixed / slope)
+
+
 class ContinuousBatcher:
     """Decodes requests at different scales in one batch.
 
@@ -108,26 +134,42 @@ class ContinuousBatcher:
     that joined together stay together: they are embedded and drawn in one call. A request's tokens
     are, bit for bit, those of `NextScaleDecoder.tokens` of it alone.
 
-    Requests join as soon as there is room for all that wait; when more wait, as soon as half of
-    the room is free, so that under load they go through in few large groups.
+    A request that joins others shares what a step costs whatever is in it, and delays them by its
+    own tokens. While the first far outweighs the second (a GPU, large weights, many threads),
+    requests join at once. Where time goes by tokens, as on a few CPU cores, those that wait join
+    together when nothing is left to delay; so they do when more wait than there is room for, since
+    under overload nothing is faster than full batches.
 
     Args:
         model: `pixleap.models.VAR`, or a `NextScaleDecoder` of it.
         max_requests: how many are decoded at a time; others wait. Caches for all of them are
             allocated here (their memory is touched when it is first used).
         weights: as for `NextScaleDecoder`, of a model that is not packed yet.
+        step_overhead: the fixed cost of a step, in tokens; None measures it while it runs. Decides
+            when requests join, never what is drawn: `math.inf` for at once, 0 for batches that run
+            to their end.
 
     Raises:
-        ValueError: max_requests below 1.
+        ValueError: max_requests below 1, step_overhead below 0.
     """
 
     def __init__(
-        self, model: VAR | NextScaleDecoder, max_requests: int = 16, weights: str = "float32"
+        self,
+        model: VAR | NextScaleDecoder,
+        max_requests: int = 16,
+        weights: str = "float32",
+        *,
+        step_overhead: float | None = None,
     ) -> None:
         if max_requests < 1:
             raise ValueError(
                 f"ContinuousBatcher: argument 'max_requests' expected a number >= 1, got "
                 f"{max_requests}"
+            )
+        if step_overhead is not None and not step_overhead >= 0:
+            raise ValueError(
+                f"ContinuousBatcher: argument 'step_overhead' expected a number >= 0, got "
+                f"{step_overhead}"
             )
         self.decoder = as_decoder(model, weights)
         self.max_requests = max_requests
@@ -135,6 +177,7 @@ class ContinuousBatcher:
         self._waiting: deque[_Request] = deque()
         self._groups: list[_Group] = []
         self._active = 0
+        self._fixed_overhead, self._cost = step_overhead, _StepCost()
         self._count = 0
 
     def __len__(self) -> int:
@@ -155,9 +198,28 @@ class ContinuousBatcher:
         self._count += 1
         return self._count - 1
 
+    @property
+    def step_overhead(self) -> float:
+        """The fixed cost of a step in tokens, as given or as measured so far."""
+        return self._cost.overhead if self._fixed_overhead is None else self._fixed_overhead
+
+    def _join(self) -> bool:
+        """Whether waiting requests join now: always when nothing is decoded, never when they do not
+        fit, else if the fixed cost of an image's steps is at least twice the tokens by which one
+        more image delays the others (twice, since tokens of mixed steps cost more, and since those
+        who come a little later could have shared every step)."""
+        if not self._groups:
+            return True
+        if len(self._waiting) > self.max_requests - self._active:
+            return False
+        packed = self.decoder.packed
+        halves = 2 if self._waiting[0].sampling.guided else 1
+        delay = self._active * halves * packed.ends[-1]
+        return 2 * delay <= self.step_overhead * len(packed.lengths)
+
     def _admit(self) -> None:
         room, waiting = self.max_requests - self._active, len(self._waiting)
-        if not waiting or (waiting > room and 2 * room < self.max_requests):
+        if not waiting or not self._join():
             return
         joining = [self._waiting.popleft() for _ in range(min(room, waiting))]
         self._active += len(joining)
@@ -234,9 +296,12 @@ class ContinuousBatcher:
         self._admit()
         if not self._groups:
             return []
-        scales = len(self.decoder.packed.patch_nums)
+        scales, start = len(self.decoder.packed.patch_nums), time.perf_counter()
+        tokens = sum(self.decoder.packed.lengths[g.passes.scales] * len(g.slots)
+                     for g in self._groups)  # fmt: skip
         for g, logits in zip(self._groups, self._logits(), strict=True):
             g.draw(logits, g.pyramid.scales, scales)
+        self._cost.add(tokens, time.perf_counter() - start)
         done = [g for g in self._groups if g.pyramid.scales == scales]
         self._groups = [g for g in self._groups if g.pyramid.scales < scales]
         for g in done:
