@@ -131,12 +131,12 @@ class PackedBlock:
     @property
     def overhead(self) -> float:
         """About what a sweep costs besides its rows, in rows: calls, and weights from memory, at
-        the rates of common machines. Of the model alone, so the same everywhere."""
-        linears = [
-            m for layer in self.layers for m in (layer.qkv, layer.proj, layer.fc1, layer.fc2)
-        ]
-        row = sum(2 * m.in_features * m.out_features for m in linears) / 60e9
-        calls = 12e-6 * (9 * len(self.layers) + 4)
+        the rates of common machines. Of the model alone, so the same everywhere. Measured: 14 rows
+        of 18 us with width 64 and 3 layers, 8 of 3.3 ms with width 1024 and 8 layers."""
+        linears = [m for a in self.layers for m in (a.qkv, a.proj, a.fc1, a.fc2)]
+        flops = sum(2 * m.in_features * m.out_features for m in linears)
+        row = flops / 60e9 + 4e-6 * len(self.layers)
+        calls = 8e-6 * (9 * len(self.layers) + 4)
         return (calls + sum(m.weight_bytes for m in linears) / 15e9) / row
 
     def embedding(self, labels: Tensor | None) -> np.ndarray:
