@@ -18,15 +18,21 @@ PIXLEAP_INLINE vf signed_byte(vu lanes, int j) {
   return __builtin_convertvector(bit_cast_to<vi>(lanes << (24 - 8 * j)) >> 24, vf);
 }
 
+// What a micro-kernel fetches into the cache meanwhile, `step` bytes per step of k; nothing if 0.
+struct Ahead {
+  const char* from = nullptr;
+  int64_t step = 0;
+};
+
 using GemmMicro = void (*)(const float* x, const void* packed, int64_t panel_stride, int64_t depth,
-                           float* sums, bool first);
+                           float* sums, bool first, Ahead ahead);
 
 // Sums of R rows (of stride XStride) times P panels over `depth` steps of k; adds to `sums` unless
 // `first`. panel_stride is in elements. W: float, panels (k, 16); bf16_t: pairs along k,
 // (k / 2, 16, 2), with an even depth; int8_t: fours along k, (k / 4, 16, 4), with a depth of fours.
 template <class W, int R, int P, int64_t XStride, int64_t SumStride>
 void gemm_micro(const float* x, const void* packed, int64_t panel_stride, int64_t depth,
-                float* sums, bool first) {
+                float* sums, bool first, Ahead ahead) {
   constexpr int V = P * kPanelVectors;
   vf c[R][V];
 #pragma GCC unroll 16
@@ -44,6 +50,8 @@ void gemm_micro(const float* x, const void* packed, int64_t panel_stride, int64_
   if constexpr (sizeof(W) == 4) {
     const float* w = static_cast<const float*>(packed);
     for (int64_t k = 0; k < depth; ++k) {
+      __builtin_prefetch(ahead.from, 0, 2);
+      ahead.from += ahead.step;
       vf b[V];
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v)
@@ -63,6 +71,8 @@ void gemm_micro(const float* x, const void* packed, int64_t panel_stride, int64_
       return u;
     };
     for (int64_t k = 0; k < depth; k += kSteps) {
+      __builtin_prefetch(ahead.from, 0, 2);
+      ahead.from += ahead.step * kSteps;
       vf b[V];  // loaded once per step, since the registers are full
       if constexpr (sizeof(W) == 2) {
 #pragma GCC unroll 16

@@ -120,7 +120,7 @@ void multiply_tile(const PairwiseSets& s, const Tile& t, const PackedColumns& pa
           if (t.diagonal && first + end <= c + 1) continue;  // all of it above the diagonal
           kPairMicro[static_cast<size_t>(end - row - 1)](
               buffers.rows + row * kPairStride, panels + c * depth, depth * kGemmPanel, depth,
-              buffers.sums + (first + row) * kTileMax + c, k == 0);
+              buffers.sums + (first + row) * kTileMax + c, k == 0, {});
         }
       }
     }

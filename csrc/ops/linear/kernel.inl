@@ -99,11 +99,22 @@ void multiply_panels(const LinearParams& p, const Group& g, const float* block, 
       }
     }
     const auto& kernels = expands ? kMicro<float> : kMicro<W>;
+    // One panel at a time is one stream from memory, which hardware alone does not keep full: all
+    // row blocks together fetch the next panel, or the first one of the next depth.
+    const W* next = nullptr;
+    if (log2 == 0)
+      next = panel + 1 < g.panels           ? packed + (panel + 1) * panel_stride
+             : k + VectorTile::kDepth < p.k ? packed + VectorTile::kDepth * kLinearPanel
+                                            : nullptr;
+    const int64_t line = kLinearPanel * int64_t{sizeof(W)};  // bytes of a step of k
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t row = g.rows * i / blocks, end = g.rows * (i + 1) / blocks;
+      Ahead ahead;
+      if (next)
+        ahead = {reinterpret_cast<const char*>(next) + depth * line * i / blocks, line / blocks};
       kernels[static_cast<size_t>(end - row - 1)][static_cast<size_t>(log2)](
           block + row * VectorTile::kStride, weights, stride, depth,
-          sums + row * kGroupColumns + panel * kLinearPanel, k == 0);
+          sums + row * kGroupColumns + panel * kLinearPanel, k == 0, ahead);
     }
   }
 }
