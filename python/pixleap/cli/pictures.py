@@ -55,7 +55,7 @@ def strip(path: Path, rows: list[Tensor], names: list[str]) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")  # labels may be wide
     plt.close(figure)
 
 
