@@ -14,8 +14,9 @@ LABELS = torch.tensor([0, 4, -1, 2, 2, 1])
 
 @pytest.mark.parametrize("cfg", [1.5, 0.0])
 def test_ends_are_the_models_alone(cfg: float) -> None:
-    large = NextScaleDecoder(random_var())
-    small = NextScaleDecoder(sibling(large.model))
+    model = random_var()
+    large = NextScaleDecoder(model)
+    small = NextScaleDecoder(sibling(model))
     for drawn, alone in ((4, large), (0, small)):
         tokens, f_hat = CollaborativeDecoder(large, small, drawn).tokens(LABELS, seed=2, cfg=cfg)
         expected, features = alone.tokens(LABELS, seed=2, cfg=cfg)
@@ -24,8 +25,9 @@ def test_ends_are_the_models_alone(cfg: float) -> None:
 
 
 def test_hands_over_after_the_given_scales() -> None:
-    large = NextScaleDecoder(random_var())
-    small = NextScaleDecoder(sibling(large.model))
+    model = random_var()
+    large = NextScaleDecoder(model)
+    small = NextScaleDecoder(sibling(model))
     seen: list[int] = []
     decoder = CollaborativeDecoder(large, small, 2)
     tokens, f_hat = decoder.tokens(LABELS, seed=2, progress=lambda k, _: seen.append(k))
@@ -44,14 +46,15 @@ def test_hands_over_after_the_given_scales() -> None:
 
 
 def test_memory_is_that_of_the_buffers() -> None:
-    large = NextScaleDecoder(random_var())
-    decoder = CollaborativeDecoder(large, sibling(large.model), 3)
+    model = random_var()
+    large = NextScaleDecoder(model)
+    decoder = CollaborativeDecoder(large, sibling(model), 3)
     memory = decoder.memory(5)
     caches = large.packed.start(torch.zeros(5, dtype=torch.int64), scales=3).caches
     held = sum(2 * c.max_length * 10 * 3 * 16 * 4 for c in caches)
     small = decoder.small.packed.cache_bytes(5, 4)
     assert memory["caches"] == max(held, small) < memory["caches_large_alone"]
-    parameters = sum(p.numel() for p in large.model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     assert 0.95 < memory["weights_large"] / (4 * parameters) < 1.1
     assert memory["weights_small"] < memory["weights_large"]
 

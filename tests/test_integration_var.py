@@ -11,6 +11,7 @@ from next_scale_models import random_var, shared_noise
 import pixleap as px
 from pixleap.decode import NextScaleDecoder
 from pixleap.models import VAR, VQVAE
+from pixleap.models.var import class_labels
 
 
 class Official(torch.nn.Module):
@@ -53,7 +54,7 @@ def test_labels_and_seeds() -> None:
     assert torch.equal(sample(3, -1, 1), sample(3, model.num_classes, 1))
     assert torch.equal(sample(3, None, 1), sample(3, None, 1))
     for seed in (1, 2):
-        drawn = model._labels(8, None, torch.Generator().manual_seed(seed))
+        drawn = class_labels(8, None, model.num_classes, torch.Generator().manual_seed(seed))
         assert torch.equal(sample(8, None, seed), sample(8, drawn, seed))
     assert not torch.equal(sample(3, 2), sample(3, 2))
     torch.manual_seed(3)
@@ -74,8 +75,8 @@ def test_settings_that_names_do_not_tell() -> None:
         vae, num_classes=3, depth=1, embed_dim=24, num_heads=3, norm_eps=1e-2, patch_nums=(1, 2),
         attn_l2_norm=False,
     ).eval()  # fmt: skip
-    ours = px.integrations.var.accelerate(Official(model)).decoder.model
-    assert ours.config == model.config and ours.vae.config == vae.config
+    ours = px.integrations.var.accelerate(Official(model)).decoder
+    assert ours.packed.config == model.config and ours.codebook.vae.config == vae.config
 
 
 def test_refuses_what_is_no_var() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -157,7 +159,7 @@ def test_edit_of_everything_is_plain_decoding_and_of_nothing_is_the_image(
 
 def test_edit_starts_from_an_image(decoder: NextScaleDecoder) -> None:
     image = torch.rand(1, 1, 8, 8) * 2 - 1
-    tokens = decoder.model.vae.img_to_idxBl(image)
+    tokens = decoder.codebook.vae.img_to_idxBl(image)
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[1:3, 1:3] = True
     out, f_hat = decoder.edit(tokens, mask, torch.tensor([-1]), cfg=2.0)
@@ -223,3 +225,15 @@ def test_edit_refuses_bad_input(decoder: NextScaleDecoder) -> None:
         decoder.edit(given, mask.float(), LABELS)
     with pytest.raises(ValueError, match="log_probabilities: argument 'labels' expected shape"):
         decoder.log_probabilities(given, LABELS[:2])
+
+
+def test_the_models_matrices_may_be_freed() -> None:
+    model = random_var()
+    watched = [weakref.ref(block) for block in model.blocks] + [weakref.ref(model)]
+    decoder = NextScaleDecoder(model)
+    before = decoder.tokens(torch.tensor([1]), seed=2)[0]
+    del model
+    gc.collect()
+    assert [r() for r in watched] == [None] * len(watched)
+    after = decoder.tokens(torch.tensor([1]), seed=2)[0]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -153,8 +153,9 @@ def test_law_of_samples_that_wait_for_each_other(mode: str) -> None:
 
 
 def test_samples_ahead_keep_their_tokens() -> None:
-    target = NextScaleDecoder(random_var())
-    draft = NextScaleDecoder(near(target.model, 0.03))
+    model = random_var()
+    target = NextScaleDecoder(model)
+    draft = NextScaleDecoder(near(model, 0.03))
     verifier = Verifier("rejection", "token", Sampling(seed=5), 4)
     run = Run(target, draft, torch.tensor([0, 4, 2, 2, 1, 3, 0, 1]), verifier, None)
     kept = []
@@ -195,10 +196,11 @@ def test_coupled_tokens_are_those_of_plain_decoding() -> None:
 @pytest.mark.parametrize("drafted", [1, 2, 9])
 @pytest.mark.parametrize("rule", ["coupled", "rejection"])
 def test_batches_of_a_random_model(rule: str, drafted: int) -> None:
-    target = NextScaleDecoder(random_var())
+    model = random_var()
+    target = NextScaleDecoder(model)
     labels = torch.tensor([0, 4, -1, 2, 2, 1])
     features: list[torch.Tensor] = []
-    for draft in (target, NextScaleDecoder(near(target.model, 0.02)), sibling(target.model)):
+    for draft in (target, NextScaleDecoder(near(model, 0.02)), sibling(model)):
         decoder = SpeculativeDecoder(target, draft, rule=rule, drafted=drafted)
         features.clear()
         result = decoder.tokens(
@@ -209,8 +211,8 @@ def test_batches_of_a_random_model(rule: str, drafted: int) -> None:
             assert all(torch.equal(a, b) for a, b in zip(result.tokens, plain, strict=True))
             assert torch.equal(result.f_hat, f_hat)
         # Features belong to the tokens, after each scale.
-        sums = target.model.vae.quantize.embed_to_fhat(
-            [target.model.vae.quantize._grid(t, s) for t, s in zip(result.tokens, (1, 2, 3, 4))]  # noqa: B905
+        sums = model.vae.quantize.embed_to_fhat(
+            [model.vae.quantize._grid(t, s) for t, s in zip(result.tokens, (1, 2, 3, 4))]  # noqa: B905
         )
         assert len(features) == 4
         for a, b in zip(features, sums, strict=True):
@@ -236,33 +238,35 @@ def test_rejection_accepts_more_scales_jointly() -> None:
 
 
 def test_coarser_copies_of_the_target_are_good_drafts() -> None:
-    target = NextScaleDecoder(load_var())
+    model = load_var()
+    target = NextScaleDecoder(model)
     labels = torch.arange(10)
     passes, errors = [], []
     for draft in (
-        NextScaleDecoder(target.model, weights="bfloat16"),
-        NextScaleDecoder(target.model, weights="int8"),
-        emulate_quantised_weights(target.model, 8),
-        emulate_quantised_weights(target.model, 4),
-        emulate_quantised_weights(target.model, 2),
+        NextScaleDecoder(model, weights="bfloat16"),
+        NextScaleDecoder(model, weights="int8"),
+        emulate_quantised_weights(model, 8),
+        emulate_quantised_weights(model, 4),
+        emulate_quantised_weights(model, 2),
     ):
         if isinstance(draft, VAR):
-            weight, rounded = (m.blocks[0].ffn.fc1.weight for m in (target.model, draft))
+            weight, rounded = (m.blocks[0].ffn.fc1.weight for m in (model, draft))
             errors.append(float((weight - rounded).abs().max() / weight.abs().max()))
-            assert draft.vae is target.model.vae
+            assert draft.vae is model.vae
         decoder = SpeculativeDecoder(target, draft, drafted=4)
         passes.append(sum(decoder.tokens(labels[i : i + 1]).target_passes for i in range(10)))
     assert passes[0] <= 16 and max(passes[1:3]) <= 25 and passes[2] <= passes[3] < passes[4]
     np.testing.assert_array_less(errors, [1 / 253, 1 / 13.9, 1 / 1.9])
     with pytest.raises(ValueError, match="'bits' expected 2 to 8, got 1"):
-        emulate_quantised_weights(target.model, 1)
+        emulate_quantised_weights(model, 1)
 
 
 def test_greedy_decoding_is_the_targets() -> None:
-    target = NextScaleDecoder(random_var())
+    model = random_var()
+    target = NextScaleDecoder(model)
     labels = torch.tensor([0, 4, -1, 2])
     plain, _ = target.tokens(labels, temperature=0.0)
-    for draft in (sibling(target.model), near(target.model, 0.02)):
+    for draft in (sibling(model), near(model, 0.02)):
         result = speculative(target, draft, labels, drafted=2, temperature=0.0)
         assert all(torch.equal(a, b) for a, b in zip(result.tokens, plain, strict=True))
 
@@ -298,8 +302,9 @@ def test_costs_are_fitted_without_negative_terms() -> None:
 
 
 def test_auto_measures_once_and_keeps_the_law() -> None:
-    target = NextScaleDecoder(random_var())
-    decoder = SpeculativeDecoder(target, sibling(target.model), rule="coupled")
+    model = random_var()
+    target = NextScaleDecoder(model)
+    decoder = SpeculativeDecoder(target, sibling(model), rule="coupled")
     labels = torch.tensor([0, 4])
     result = decoder.tokens(labels, seed=3, cfg=2.0)
     plain, _ = target.tokens(labels, seed=3, cfg=2.0)

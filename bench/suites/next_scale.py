@@ -10,6 +10,8 @@ VAE decoder is left out everywhere but in the Frechet distances.
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ from pixleap.models.var_quantised import emulate_quantised_weights
 
 OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
 DIGIT_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_p": 0.96}
-CASES = [("float32", 1, 2)]  # weights, batch, rounds
+CASES = [("float32", 1, 2), ("float32", 8, 1), ("bfloat16", 1, 1)]  # weights, batch, rounds
 DIGITS = torch.arange(10).repeat_interleave(20)
 
 
@@ -104,6 +106,58 @@ def end_to_end() -> list[str]:
         print(line, flush=True)
         lines.append(line)
         del decoder
+    return [*lines, ""]
+
+
+MEMORY = """
+import gc, sys
+sys.path[:0] = {path!r}
+import torch
+from suites.next_scale import OPTIONS, NextScaleDecoder, random_d16, without_decoder
+torch.set_num_threads({threads})
+name = {name!r}
+model, decoder = random_d16(), None
+if name.startswith("official"):
+    half = name.endswith("bfloat16")
+    with torch.autocast("cpu", torch.bfloat16, enabled=half), without_decoder(model):
+        {reset}
+        model.autoregressive_infer_cfg({batch}, torch.arange({batch}), g_seed=0, **OPTIONS)
+else:
+    decoder = NextScaleDecoder(model, name.split()[-1])
+    del model
+    gc.collect()
+    {reset}
+    decoder.tokens(torch.arange({batch}), seed=0, **OPTIONS)
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):
+        print(line.split()[1])
+"""
+
+
+def memory(threads: int) -> list[str]:
+    """Each in a process of its own, whose peak is reset before decoding."""
+    lines = [
+        "Peak memory of a process that decodes VAR-d16 once, MiB, weights and libraries included;",
+        "pixleap's model is freed after packing, as `NextScaleDecoder` allows.",
+        "",
+        "| batch | official float32 | official bfloat16 | pixleap float32 | bfloat16 | int8 |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = ["official float32", "official bfloat16"]
+    names += [f"pixleap {w}" for w in ("float32", "bfloat16", "int8")]
+    for batch in (1,):
+        peaks = []
+        for name in names:
+            code = MEMORY.format(
+                path=sys.path[:2], threads=threads, name=name, batch=batch,
+                reset="open('/proc/self/clear_refs', 'w').write('5')",
+            )  # fmt: skip
+            out = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            )
+            peaks.append(int(out.stdout.split()[-1]) / 1024)
+            print(name, f"{peaks[-1]:.0f} MiB", flush=True)
+        lines.append(f"| {batch} | {' | '.join(f'{p:.0f}' for p in peaks)} |")
     return [*lines, ""]
 
 
@@ -282,4 +336,12 @@ def batching() -> list[str]:
 
 def table(threads: int) -> list[str]:
     title = f"### next-scale decoding, {threads} thread{'s' if threads > 1 else ''}"
-    return [title, "", *end_to_end(), *speculation(), *collaboration(), *batching()]
+    return [
+        title,
+        "",
+        *end_to_end(),
+        *memory(threads),
+        *speculation(),
+        *collaboration(),
+        *batching(),
+    ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decode import NextScaleDecoder
+from ..models.var import class_labels
 from ..models.var_load import var_from_states
 
 
@@ -87,10 +88,10 @@ class AcceleratedVAR:
                 f"{top_p}"
             )
         seed = int(torch.randint(2**62, ())) if g_seed is None else int(g_seed)
-        model = self.decoder.model
-        labels = model._labels(B, label_B, torch.Generator().manual_seed(seed))
+        packed, generator = self.decoder.packed, torch.Generator().manual_seed(seed)
+        labels = class_labels(B, label_B, packed.num_classes, generator)
         return self.decoder(
-            labels, cfg=cfg, top_k=min(top_k, model.V), top_p=top_p or 1.0, seed=seed,
+            labels, cfg=cfg, top_k=min(top_k, packed.vocabulary), top_p=top_p or 1.0, seed=seed,
             more_smooth=more_smooth,
         )  # fmt: skip
 

@@ -26,6 +26,27 @@ Draw = Callable[[Tensor, int], Tensor]
 Progress = Callable[[int, Tensor], None]
 
 
+def class_labels(
+    batch: int, labels: int | Tensor | None, classes: int, generator: torch.Generator | None
+) -> Tensor:
+    """(batch,) int64 of `autoregressive_infer_cfg`: None draws them, a negative one means "no
+    label", which is number `classes`."""
+    if labels is None:
+        device = torch.device("cpu") if generator is None else generator.device
+        uniform = torch.full((1, classes), 1.0 / classes, device=device)
+        return torch.multinomial(uniform, batch, True, generator=generator).view(batch)
+    given = torch.as_tensor(labels)
+    if given.is_floating_point() or given.dtype == torch.bool:
+        raise TypeError(f"VAR: label_B must hold integers, got {given.dtype}")
+    if given.dim() == 0:
+        given = given.expand(batch)
+    if tuple(given.shape) != (batch,):
+        raise ValueError(f"VAR: label_B must be ({batch},), got {tuple(given.shape)}")
+    if batch and int(given.max()) > classes:
+        raise ValueError(f"VAR: label {int(given.max())} is beyond the {classes} classes")
+    return torch.where(given < 0, classes, given).long()
+
+
 class VAR(nn.Module):
     """Class-conditional next-scale transformer over the codes of `vae`.
 
@@ -168,26 +189,6 @@ class VAR(nn.Module):
             x = block(x, modulation, mask=mask)
         return self.get_logits(x, condition)
 
-    def _labels(
-        self, batch: int, labels: int | Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
-        """(B,) int64 on the model's device; None draws them, a negative one means "no label"."""
-        device = self.class_emb.weight.device
-        if labels is None:
-            uniform = torch.full((1, self.num_classes), 1.0 / self.num_classes, device=device)
-            return torch.multinomial(uniform, batch, True, generator=generator).view(batch)
-        given = torch.as_tensor(labels, device=device)
-        if given.is_floating_point() or given.dtype == torch.bool:
-            raise TypeError(f"VAR: label_B must hold integers, got {given.dtype}")
-        if given.dim() == 0:
-            given = given.expand(batch)
-        if tuple(given.shape) != (batch,):
-            raise ValueError(f"VAR: label_B must be ({batch},), got {tuple(given.shape)}")
-        if batch and int(given.max()) > self.num_classes:
-            raise ValueError(f"VAR: label {int(given.max())} is beyond the {self.num_classes} "
-                             "classes")  # fmt: skip
-        return torch.where(given < 0, self.num_classes, given).long()
-
     @torch.no_grad()
     def autoregressive_infer_cfg(
         self,
@@ -228,7 +229,7 @@ class VAR(nn.Module):
         generator = None
         if g_seed is not None:
             generator = torch.Generator(device).manual_seed(g_seed)
-        labels = self._labels(B, label_B, generator)
+        labels = class_labels(B, label_B, self.num_classes, generator).to(self.pos_start.device)
         quantizer = self.vae.quantize
         scales = len(self.patch_nums)
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class NextScaleDecoder:
-    """A VAR model packed for native decoding; build once, call often.
+    """A VAR model packed for native decoding; build once, call often. Of the model it keeps the
+    tokeniser and the embeddings: its matrices may be freed.
 
     Args:
         model: a `pixleap.models.VAR` (official or embedded weights), on the CPU.
@@ -38,7 +39,6 @@ class NextScaleDecoder:
     """
 
     def __init__(self, model: VAR, weights: str = "float32") -> None:
-        self.model = model
         self.packed = PackedVAR(model, weights)
         self.codebook = Codebook(model.vae)
 
@@ -169,7 +169,7 @@ class NextScaleDecoder:
     @torch.no_grad()
     def images(self, f_hat: Tensor) -> Tensor:
         """Features (B, Cv, h, w) -> images (B, channels, height, width) in [0, 1]."""
-        return self.model.vae.fhat_to_img(f_hat).add_(1).mul_(0.5)
+        return self.codebook.vae.fhat_to_img(f_hat).add_(1).mul_(0.5)
 
     def __call__(self, labels: Tensor, **options: Any) -> Tensor:
         """Images (B, channels, height, width) in [0, 1]; options as in `tokens`."""

@@ -160,7 +160,7 @@ class Passes:
         given = torch.where(labels < 0, model.num_classes, labels)
         if guided:
             given = torch.cat((given, torch.full_like(given, model.num_classes)))
-        self.condition = model.module.class_emb(given)
+        self.condition = model.class_emb(given)
         self.sixes, self.head_pair = model.modulation(self.condition)
         self.scales = 0  # in the caches
         self._ends = model.ends
@@ -190,7 +190,8 @@ class PackedVAR:
     """
 
     def __init__(self, model: VAR, weights: str = "float32") -> None:
-        self.module = model
+        self.config = dict(model.config)
+        self.class_emb, self.pos_start = model.class_emb, model.pos_start.detach()
         self.patch_nums, self.num_classes = model.patch_nums, model.num_classes
         self.width, self.vocabulary = model.C, model.V
         self.lengths = tuple(side * side for side in model.patch_nums)
@@ -218,7 +219,7 @@ class PackedVAR:
         for block in self.blocks:
             packed += [block.qkv, block.proj, block.fc1, block.fc2]
             packed += [] if block.modulate is None else [block.modulate]
-        loose = [self.module.class_emb.weight, self.positions]
+        loose = [self.class_emb.weight, self.positions]
         return sum(t.numel() * t.element_size() for t in loose) + sum(
             linear.weight_bytes for linear in packed
         )
@@ -268,7 +269,7 @@ class PackedVAR:
             part = out[:, ends[scale] - ends[first] : ends[scale + 1] - ends[first]]
             position = self.positions[ends[scale] : ends[scale + 1]]
             if scale == 0:
-                torch.add(passes.condition[:, None] + self.module.pos_start, position, out=part)
+                torch.add(passes.condition[:, None] + self.pos_start, position, out=part)
                 continue
             position = position.expand(batch, -1, -1)
             for half in part.split(batch) if batch else ():
