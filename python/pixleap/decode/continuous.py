@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..kv_cache import KVCache
+from .layers import Ragged
 from .next_scale import NextScaleDecoder, PackedVAR, Passes, Progress, Pyramid, Sampling, as_decoder
-from .next_scale.packed import Block, Ragged
+from .next_scale.packed import Block
 
 if TYPE_CHECKING:
     from ..models.var import VAR
@@ -248,8 +249,8 @@ class ContinuousBatcher:
         slots = np.concatenate([np.array(g.slots) for g in groups])
         ends = np.array(packed.ends)
         positions, lengths = ends[scales], ends[scales + 1]
-        offsets = np.concatenate(([0], np.cumsum(lengths - positions)))
-        ragged = Ragged(offsets, positions, lengths, slots)
+        ragged = Ragged.of(positions, lengths - positions, slots)
+        offsets = ragged.offsets
         rows, first = int(offsets[-1]), int(lengths[0] - positions[0])
         # One group is a batch. Tokens of several are one row each, so that every linear op reads
         # its weights once; gains are then spread to the rows, while norms go by group.

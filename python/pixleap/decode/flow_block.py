@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import ops
-from .layers import Norm, PackedLinear, Scratch, float_tensor
+from .layers import Norm, PackedLinear, Ragged, Scratch, float_tensor
 from .triangular import first_guess
 
 if TYPE_CHECKING:
@@ -55,23 +55,6 @@ class Guidance:
         return (ramp * self.scale).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of a sweep: those of sequence i are offsets[i] .. offsets[i + 1] - 1, at positions from
-    positions[i] on of cache slots[i]."""
-
-    offsets: np.ndarray
-    positions: np.ndarray
-    slots: np.ndarray
-    lengths: np.ndarray
-
-    @classmethod
-    def of(cls, positions: np.ndarray, counts: np.ndarray, slots: np.ndarray) -> Ragged:
-        offsets = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        return cls(offsets, positions, slots, positions + counts)
-
-
 class _Layer:
     def __init__(self, layer: AttentionBlock, dtype: str) -> None:
         attention, main = layer.attention, layer.mlp.main
@@ -95,17 +78,10 @@ class _Layer:
         qkv = scratch.get("qkv", rows, 3, heads, self.head_dim)
         q = scratch.get("q", rows, heads, self.head_dim)
         out = scratch.get("hidden", rows, heads, self.head_dim)
-        for i, (r, temp) in enumerate(groups):
-            if len(groups) > 1:  # of equal size
-                part = slice(i * rows // 2, (i + 1) * rows // 2)
-                qkv, q, out = (
-                    scratch.get(name, rows, *size)[part]
-                    for name, size in (
-                        ("qkv", (3, heads, self.head_dim)),
-                        ("q", (heads, self.head_dim)),
-                        ("hidden", (heads, self.head_dim)),
-                    )
-                )
+        parts = [(qkv, q, out)]
+        if len(groups) > 1:  # two of equal size
+            parts = list(zip(*(t.chunk(2) for t in parts[0]), strict=True))
+        for (r, temp), (qkv, q, out) in zip(groups, parts, strict=True):
             ops.kv_append_varlen(qkv, *cache, r.offsets, r.positions, slots=r.slots, out=q)
             scale = self.head_dim**-0.5 / temp
             ops.attention_varlen(

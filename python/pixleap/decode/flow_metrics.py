@@ -105,7 +105,7 @@ def _measure(
     block: MetaBlock, x: Tensor, labels: Tensor | None, tol: float | None
 ) -> tuple[float, dict[str, float], dict[str, int] | None]:
     """CRM, IGM and sweeps of a block for its input x (B, T, P) in its own order."""
-    a, b = block.affine(_hidden(block, x, labels))
+    a, b = block.affine(block.hidden(x, labels))
     first = torch.zeros_like(a[:, :1])
     scale = torch.cat((first, a[:, :-1]), 1).neg().exp()
     z = scale * (x - torch.cat((first, b[:, :-1]), 1))
@@ -118,18 +118,9 @@ def _measure(
     return crm, igm, {k: _count(block, z, g, labels, tol) for k, g in guesses.items()}
 
 
-def _hidden(block: MetaBlock, x: Tensor, labels: Tensor | None) -> Tensor:
-    h = block.proj_in(x) + block.order(block.pos_embed, dim=0)
-    embed = block.condition(labels)
-    h = h if embed is None else h + embed
-    for layer in block.attn_blocks:
-        h = layer(h)
-    return h
-
-
 def _sweep(block: MetaBlock, z: Tensor, x: Tensor, labels: Tensor | None) -> Tensor:
     """All tokens anew from the guess x, both in the block's order."""
-    a, b = block.affine(_hidden(block, x, labels))
+    a, b = block.affine(block.hidden(x, labels))
     return torch.cat((z[:, :1], z[:, 1:] * a[:, :-1].exp() + b[:, :-1]), 1)
 
 

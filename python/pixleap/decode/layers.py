@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,26 @@ class Norm:
         return ops.layer_norm(
             x, weight=self.weight, bias=self.bias, eps=self.eps, out=out, **modulation
         )
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences with different caches in packed rows, for one call of each op per layer: int64
+    arrays on the host as `pixleap.ops.kv_append_varlen` takes them. Sequence i has the rows
+    offsets[i] .. offsets[i + 1] - 1, which are tokens positions[i] to lengths[i] - 1 of slots[i].
+    """
+
+    offsets: np.ndarray
+    positions: np.ndarray
+    lengths: np.ndarray
+    slots: np.ndarray
+
+    @classmethod
+    def of(cls, positions: np.ndarray, counts: np.ndarray, slots: np.ndarray) -> Ragged:
+        """Sequences of `counts` rows, one after the other."""
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return cls(offsets, positions, positions + counts, slots)
 
 
 class Scratch:

@@ -83,15 +83,20 @@ class MetaBlock(nn.Module):
             return log_scale, shift
         return torch.zeros_like(out), out
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, T, P) -> z (B, T, P) and log|det dz/dx| per dimension (B,)."""
-        x = self.order(x)
+    def hidden(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Hidden states (B, T, C) of all tokens x (B, T, P), which are in this block's order."""
         h = self.proj_in(x) + self.order(self.pos_embed, dim=0)
         embed = self.condition(y)
         if embed is not None:
             h = h + embed
         for block in self.attn_blocks:
             h = block(h)
+        return h
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, P) -> z (B, T, P) and log|det dz/dx| per dimension (B,)."""
+        x = self.order(x)
+        h = self.hidden(x, y)
         # What patch t reveals parametrises patch t + 1; the first patch passes unchanged.
         log_scale, shift = (F.pad(a[:, :-1], (0, 0, 1, 0)) for a in self.affine(h))
         z = (x - shift) * torch.exp(-log_scale)

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ... import ops
 from ...kv_cache import KVCache
 from ...masks import block_causal
-from ..layers import Norm, PackedLinear, Scratch, check_labels, float_tensor
+from ..layers import Norm, PackedLinear, Ragged, Scratch, check_labels, float_tensor
 
 if TYPE_CHECKING:
     from ...models.var import VAR
     from ...models.var_layers import AdaLNSelfAttn
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Sequences with different caches in packed rows, for one call of each op per layer: int64
-    arrays on the host as `pixleap.ops.kv_append_varlen` takes them. Sequence i adds tokens
-    positions[i] to lengths[i] - 1 of slot slots[i]."""
-
-    offsets: np.ndarray
-    positions: np.ndarray
-    lengths: np.ndarray
-    slots: np.ndarray
 
 
 # Views of tokens and of the work space for them as a batch (b, n, C), and the batch's own vectors
