@@ -61,8 +61,8 @@ PIXLEAP_INLINE vf fma(vf a, vf b, vf c) {
 }
 
 PIXLEAP_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
-// NaN in `a` is kept by both (the comparison is false). GCC 12 makes a comparison and a blend of the
-// plain form.
+// NaN in `a` is kept by both (the comparison is false). GCC 12 makes a comparison and a blend of
+// the plain form.
 #if defined(__AVX512F__)
 PIXLEAP_INLINE vf vmin(vf a, vf b) { return (vf)_mm512_maskz_min_ps(0xffff, (__m512)b, (__m512)a); }
 PIXLEAP_INLINE vf vmax(vf a, vf b) { return (vf)_mm512_maskz_max_ps(0xffff, (__m512)b, (__m512)a); }
