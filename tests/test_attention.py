@@ -169,6 +169,9 @@ BYTES = A.astype(np.int8)
         ({"mask": px.masks.window(1, 5, (1, 2))}, r"'mask' expected windows whose width divides 5"),
         ({"mask": px.masks.window(5, 1, (0, 1))}, r"'mask' expected windows whose height .*got 0"),
         ({"mask": px.masks.window(-1, -5, 1)}, r"'mask' expected a grid of as many tokens"),
+        ({"mask": px.masks.neighbourhood(5, 1, (2, 1))}, r"'mask' expected .* odd height up to 5"),
+        ({"mask": px.masks.neighbourhood(5, 1, 3)}, r"'mask' expected .* odd width up to 1, got 3"),
+        ({"mask": px.masks.neighbourhood(5, 1, (3, 0))}, r"'mask' expected two numbers for a"),
         ({"mask": px.masks.window(1 << 32, 5, 1)}, r"'mask' expected numbers below 2\^31"),
         (
             {"k": A[:, :, :4], "v": A[:, :, :4], "mask": px.masks.identity()},

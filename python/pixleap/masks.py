@@ -55,8 +55,23 @@ class window:
 
     def numbers(self, tokens: int) -> tuple[int, ...]:
         """What the native op takes."""
-        pairs = (x if isinstance(x, tuple) else (x, x) for x in (self.size, self.shift))
-        return (self.height, self.width, *(n for pair in pairs for n in pair))
+        return (self.height, self.width, *_pair(self.size), *_pair(self.shift), 0, 0)
+
+
+@dataclass(frozen=True)
+class neighbourhood:
+    """Tokens of a height x width grid, row after row; each sees the `size` (height, width), odd, of
+    them around it, and near an edge the outermost that many (neighbourhood attention, Hassani et
+    al. 2023). NaN in a value may reach queries up to 8 tokens further. An integer serves for both.
+    CPU only."""
+
+    height: int
+    width: int
+    size: int | tuple[int, int]
+
+    def numbers(self, tokens: int) -> tuple[int, ...]:
+        """What the native op takes: its tasks are 8 x 8 queries."""
+        return (self.height, self.width, 8, 8, 0, 0, *_pair(self.size))
 
 
 @dataclass(frozen=True)
@@ -66,10 +81,14 @@ class identity:
 
     def numbers(self, tokens: int) -> tuple[int, ...]:
         """What the native op takes: windows of one token; none where there are no tokens."""
-        return (1, tokens, 1, 1, 0, 0) if tokens else ()
+        return (1, tokens, 1, 1, 0, 0, 0, 0) if tokens else ()
 
 
-Mask = causal | block_causal | key_lengths | window | identity
+Mask = causal | block_causal | key_lengths | window | neighbourhood | identity
+
+
+def _pair(x: int | tuple[int, int]) -> tuple[int, int]:
+    return x if isinstance(x, tuple) else (x, x)
 
 
 def visible_keys(

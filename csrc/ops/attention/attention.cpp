@@ -23,25 +23,34 @@ void broadcast_strides(const Check& check, const View& v, std::span<const int64_
   check.value(ok, v.name, "a shape broadcastable to (" + text + ")", shape_string(v));
 }
 
-// The six numbers of a window mask, which must divide the grid of the tokens.
+// The numbers of a window mask: windows divide the grid of the tokens, a neighbourhood fits into
+// it.
 AttentionWindow window_of(const Check& check, std::span<const int64_t> w,
                           const AttentionParams& p) {
   if (w.empty()) return {};
-  check.value(w.size() == 6, "mask", "6 numbers", static_cast<int64_t>(w.size()));
+  check.value(w.size() == 8, "mask", "8 numbers", static_cast<int64_t>(w.size()));
   const int64_t most = int64_t{1} << 31;
   for (const int64_t n : w)
     check.value(n > -most && n < most, "mask", "numbers below 2^31 in magnitude", n);
-  AttentionWindow window{w[0], w[1], w[2], w[3], w[4], w[5]};
+  AttentionWindow window{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]};
   check.value(window.height > 0 && window.width > 0 && window.height * window.width == p.queries &&
                   p.queries == p.keys,
               "mask",
               "a grid of as many tokens as there are queries and keys (" +
                   std::to_string(p.queries) + ", " + std::to_string(p.keys) + ")",
               window.height * window.width);
-  check.value(window.rows > 0 && window.height % window.rows == 0, "mask",
-              "windows whose height divides " + std::to_string(window.height), window.rows);
-  check.value(window.columns > 0 && window.width % window.columns == 0, "mask",
-              "windows whose width divides " + std::to_string(window.width), window.columns);
+  const auto side = [&](const char* name, int64_t extent, int64_t size, int64_t near) {
+    const std::string text = std::to_string(extent);
+    if (near != 0)
+      check.value(near > 0 && near <= extent && near % 2 == 1, "mask",
+                  std::string("neighbourhoods of odd ") + name + " up to " + text, near);
+    check.value(size > 0 && (near != 0 || extent % size == 0), "mask",
+                std::string("windows whose ") + name + " divides " + text, size);
+  };
+  check.value((window.near_rows == 0) == (window.near_columns == 0), "mask",
+              "two numbers for a neighbourhood", "one");
+  side("height", window.height, window.rows, window.near_rows);
+  side("width", window.width, window.columns, window.near_columns);
   window.down = (window.down % window.height + window.height) % window.height;
   window.right = (window.right % window.width + window.width) % window.width;
   return window;
@@ -142,6 +151,9 @@ void attention(std::span<const Out> out, const View& q, const View& k, const Vie
   check.value(window.empty() || !(mask.defined || visible.defined || causal), "mask",
               "no other mask beside windows", "one");
 
+  if (p.window.near_rows && q.device.type == DeviceType::cuda)
+    throw BackendError(
+        "attention: argument 'mask' is a neighbourhood, for which there is no CUDA kernel");
   p.out = out[0].data;
   std::copy_n(out[0].strides, 3, p.out_strides);
   p.causal = causal;

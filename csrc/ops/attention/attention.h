@@ -23,19 +23,46 @@ static inline int64_t attention_task_queries(int64_t dim, int64_t queries, int64
   return blocks > 1 ? ((queries + blocks - 1) / blocks + 23) / 24 * 24 : most;
 }
 
-// Tokens of a height x width grid, row after row, attend within windows of rows x columns of the
-// grid rolled back by (down, right); it wraps around.
+// A rectangle of a grid of tokens; windows wrap around the edges of the grid.
+struct AttentionPatch {
+  int64_t y, x, rows, columns;
+
+  PIXLEAP_HD int64_t size() const { return rows * columns; }
+};
+
+// Tokens of a height x width grid, row after row. Without `near`, they attend within windows of
+// rows x columns of the grid rolled back by (down, right), which wraps around. With it, each token
+// attends to the near_rows x near_columns ones around it, at an edge to the outermost that many;
+// the windows are then the queries of a task.
 struct AttentionWindow {
   int64_t height, width, rows, columns, down, right;  // rows is 0 where there are no windows
+  int64_t near_rows, near_columns;
 
-  int64_t count() const { return (height / rows) * (width / columns); }
-  int64_t size() const { return rows * columns; }
-  // Token number `cell` of a window.
+  PIXLEAP_HD int64_t across() const { return (width + columns - 1) / columns; }
+  PIXLEAP_HD int64_t count() const { return (height + rows - 1) / rows * across(); }
+  PIXLEAP_HD int64_t size() const { return rows * columns; }
+  // Token number `cell` of a window of a grid that windows divide.
   PIXLEAP_HD int64_t token(int64_t window, int64_t cell) const {
-    const int64_t across = width / columns;
-    const int64_t y = window / across * rows + cell / columns + down;
-    const int64_t x = window % across * columns + cell % columns + right;
+    const int64_t y = window / across() * rows + cell / columns + down;
+    const int64_t x = window % across() * columns + cell % columns + right;
     return y % height * width + x % width;
+  }
+  PIXLEAP_HD AttentionPatch queries(int64_t window) const {
+    const int64_t y = window / across() * rows, x = window % across() * columns;
+    return {y + down, x + right, height - y < rows ? height - y : rows,
+            width - x < columns ? width - x : columns};
+  }
+  PIXLEAP_HD AttentionPatch keys(int64_t window) const {
+    const AttentionPatch q = queries(window);
+    if (!near_rows) return q;
+    const int64_t y = first_near(q.y, near_rows, height), x = first_near(q.x, near_columns, width);
+    return {y, x, first_near(q.y + q.rows - 1, near_rows, height) + near_rows - y,
+            first_near(q.x + q.columns - 1, near_columns, width) + near_columns - x};
+  }
+  // The first of the `near` places that the one at `place` sees, of `extent`.
+  PIXLEAP_HD static int64_t first_near(int64_t place, int64_t near, int64_t extent) {
+    const int64_t first = place - near / 2;
+    return first < 0 ? 0 : first > extent - near ? extent - near : first;
   }
 };
 
@@ -67,7 +94,7 @@ void attention_keys(const Check& check, AttentionParams& p, const View& q, const
                     const View& v, const Optional& k_scale, const Optional& v_scale);
 
 // `out` is the output alone or with the log-sum-exp of the scores after it.
-// `window`: the six numbers of AttentionWindow, or none.
+// `window`: the eight numbers of AttentionWindow, or none.
 void attention(std::span<const Out> out, const View& q, const View& k, const View& v,
                const Optional& k_scale, const Optional& v_scale, const Optional& mask,
                const Optional& visible, std::span<const int64_t> window, bool causal, double scale);

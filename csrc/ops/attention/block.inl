@@ -36,23 +36,38 @@ struct Block {
   int64_t batch, head, window, first_query, queries;
 };
 
-// The tokens of `count` cells of a window from `first` on.
-void window_tokens(const AttentionWindow& w, int64_t window, int64_t first, int64_t count,
-                   int64_t* tokens) {
+// The tokens of `count` cells of a patch from `first` on.
+void patch_tokens(const AttentionWindow& w, const AttentionPatch& patch, int64_t first,
+                  int64_t count, int64_t* tokens) {
   for (int64_t i = 0; i < count;) {
-    const int64_t column = (first + i) % w.columns;
-    const int64_t left = w.columns - column, n = count - i < left ? count - i : left;
-    const int64_t start = w.token(window, first + i), row = start - start % w.width;
-    for (int64_t x = start - row, c = 0; c < n; ++c, ++i) {
-      tokens[i] = row + x;
+    const int64_t column = (first + i) % patch.columns, row = (first + i) / patch.columns;
+    const int64_t left = patch.columns - column, n = count - i < left ? count - i : left;
+    const int64_t start = (patch.y + row) % w.height * w.width;
+    for (int64_t x = (patch.x + column) % w.width, c = 0; c < n; ++c, ++i) {
+      tokens[i] = start + x;
       x = x + 1 == w.width ? 0 : x + 1;
     }
   }
 }
 
+// Hides the cells of `keys` from `first` on that are not near `token`.
+void hide_far(const AttentionWindow& w, const AttentionPatch& keys, int64_t token, int64_t first,
+              int64_t count, float* scores) {
+  const int64_t y = w.first_near(token / w.width, w.near_rows, w.height) - keys.y;
+  const int64_t x = w.first_near(token % w.width, w.near_columns, w.width) - keys.x;
+  int64_t shown = 0;  // up to which the cells are done
+  for (int64_t row = std::max(y, first / keys.columns); row < y + w.near_rows; ++row) {
+    const int64_t begin = std::clamp(row * keys.columns + x - first, shown, count);
+    const int64_t end = std::clamp(row * keys.columns + x + w.near_columns - first, begin, count);
+    std::fill(scores + shown, scores + begin, -kInfinity);
+    shown = end;
+    if (end == count) return;
+  }
+  std::fill(scores + shown, scores + count, -kInfinity);
+}
+
 // Keys that a query sees, before any mask array.
 int64_t seen_by(const AttentionParams& p, int64_t b, int64_t query) {
-  if (p.window.rows) return p.window.size();
   int64_t n = p.causal ? p.keys - p.queries + query + 1 : p.keys;
   if (p.visible) {
     const int64_t limit = p.visible[b * p.visible_strides[0] + query * p.visible_strides[1]];
@@ -135,9 +150,11 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
     v.scale = p.v_scale + b * p.v_scale_strides[0] + g * p.v_scale_strides[1];
     k.scale_stride = p.k_scale_strides[2], v.scale_stride = p.v_scale_strides[2];
   }
-  const bool windowed = p.window.rows > 0;
+  const bool windowed = p.window.rows > 0, near = p.window.near_rows > 0;
+  AttentionPatch patch{};  // of the keys
   if (windowed) {
-    window_tokens(p.window, window, first_query, queries, s.query_tokens);
+    patch = p.window.keys(window);
+    patch_tokens(p.window, p.window.queries(window), first_query, queries, s.query_tokens);
     q.tokens = out.tokens = s.query_tokens;
   } else {
     q = q.from(first_query), out = out.from(first_query);
@@ -145,7 +162,7 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
   convert_rows(q, queries, p.dim, p.scale * kLog2E, s.q);
   int64_t keys = 0;
   for (int64_t r = 0; r < queries; ++r) {
-    s.seen[r] = seen_by(p, b, first_query + r);
+    s.seen[r] = windowed ? patch.size() : seen_by(p, b, first_query + r);
     keys = s.seen[r] > keys ? s.seen[r] : keys;
   }
   for (int64_t r = 0; r < queries; r += VW)
@@ -162,7 +179,7 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
     const int64_t count = keys - j < step ? keys - j : step, ld = round_up(count);
     Rows<const KV> key = k, value = v;
     if (windowed) {
-      window_tokens(p.window, window, j, count, s.key_tokens);
+      patch_tokens(p.window, patch, j, count, s.key_tokens);
       key.tokens = value.tokens = s.key_tokens;
     } else {
       key = k.from(j), value = v.from(j);
@@ -188,6 +205,8 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
         for (int64_t i = 0; i < n; ++i) {
           const int64_t seen = s.seen[row + r + i] - j;
           softmax.count[i] = seen < count ? seen : count;
+          if (near)
+            hide_far(p.window, patch, s.query_tokens[row + r + i], j, count, s.p + (r + i) * ld);
           if (p.mask)
             mask_row<T>(p, b, h, first_query + row + r + i, j, softmax.count[i],
                         s.p + (r + i) * ld);

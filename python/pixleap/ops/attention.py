@@ -54,7 +54,7 @@ def attention(
     causal = isinstance(mask, masks.causal)
     if causal:
         added = None
-    elif isinstance(mask, (masks.window, masks.identity)):
+    elif isinstance(mask, (masks.window, masks.neighbourhood, masks.identity)):
         added, window = None, mask.numbers(size[2])
     elif isinstance(mask, (masks.block_causal, masks.key_lengths)):
         added, visible = None, masks.visible_keys(mask, size, shape(k, "attention", "k", 4))

@@ -39,11 +39,18 @@ def attention(
     elif isinstance(mask, masks.identity):
         hidden |= j != i
     elif isinstance(mask, masks.window):
-        _, _, *size, down, right = mask.numbers(queries)
+        numbers = mask.numbers(queries)
+        size, (down, right) = numbers[2:4], numbers[4:6]
         grid = np.mgrid[: mask.height, : mask.width]
         rolled = (grid - np.reshape((down, right), (2, 1, 1))) % [[[mask.height]], [[mask.width]]]
         of = (rolled // np.reshape(size, (2, 1, 1))).reshape(2, queries)  # a token's window
         hidden |= (of[:, :, None] != of[:, None, :]).any(axis=0)
+    elif isinstance(mask, masks.neighbourhood):
+        extents, near = (mask.height, mask.width), mask.numbers(queries)[-2:]
+        places = np.mgrid[: mask.height, : mask.width].reshape(2, queries)
+        for place, extent, n in zip(places, extents, near, strict=True):
+            start = np.clip(place - n // 2, 0, extent - n)[:, None]
+            hidden |= (place < start) | (place >= start + n)
     elif mask is not None:
         scores = scores + np.asarray(mask, np.float64)
     scores = np.where(hidden, -np.inf, scores)
