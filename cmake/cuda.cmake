@@ -45,6 +45,8 @@ function(pixleap_cuda_target target)
   elseif(PIXLEAP_CUDA_EMULATE)
     file(GLOB engine CONFIGURE_DEPENDS csrc/cuda/emulate/*.cpp)
     pixleap_emulated_sources(${PIXLEAP_CUDA_SOURCES})
+    # GCC 12 warns of its own std::string (restrict).
+    set_source_files_properties(${engine} PROPERTIES COMPILE_OPTIONS "-Wno-restrict")
     target_sources(${target} PRIVATE ${PIXLEAP_CUDA_SOURCES} ${engine})
     target_compile_definitions(${target} PUBLIC PIXLEAP_CUDA_EMULATE)
   endif()
