@@ -215,6 +215,10 @@ void __stcs(T* p, std::type_identity_t<T> x) {
   *p = x;
 }
 template <class T>
+void __stwb(T* p, std::type_identity_t<T> x) {
+  *p = x;
+}
+template <class T>
 void __stcg(T* p, std::type_identity_t<T> x) {
   *p = x;
 }
