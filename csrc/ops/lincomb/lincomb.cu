@@ -12,6 +12,19 @@ struct alignas(4 * sizeof(T)) Four {
   T v[4];
 };
 
+// __stwb: of plain stores the compiler makes four, shared with those of the elements one by one.
+template <class T>
+__device__ inline void store_vectors(T* p, const Four<T>& four) {
+  using Vector = std::conditional_t<sizeof(T) == 8, double2,
+                                    std::conditional_t<sizeof(T) == 4, float4, uint2>>;
+#pragma unroll
+  for (size_t i = 0; i < sizeof(Four<T>) / sizeof(Vector); ++i) {
+    Vector v;
+    memcpy(&v, reinterpret_cast<const Vector*>(&four) + i, sizeof v);
+    __stwb(reinterpret_cast<Vector*>(p) + i, v);
+  }
+}
+
 // Elements e to e + 3 of a row; those outside [0, length) are left alone. `whole`: none is.
 template <class T, class A>
 __device__ inline void load_four(const void* data, int64_t at, bool whole, int64_t e,
@@ -35,7 +48,7 @@ __device__ inline void store_four(void* data, int64_t at, bool whole, int64_t e,
     Four<T> four;
 #pragma unroll
     for (int k = 0; k < 4; ++k) from_accumulate(static_cast<accumulate_t<T>>(x[k]), four.v[k]);
-    *reinterpret_cast<Four<T>*>(p) = four;
+    store_vectors(p, four);
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k)
@@ -65,7 +78,7 @@ __device__ inline void with_element(DType dtype, F&& f) {
 // A thread takes the elements of one group of four of the noise stream, as far as they lie in the
 // row. A: type of the sums.
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 3)  // more would spill
     lincomb_kernel(const LincombParams p, const int64_t groups) {
   const int64_t length = p.rows.length, total = p.rows.count * groups;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
