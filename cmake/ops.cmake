@@ -1,6 +1,7 @@
 # The ops are the lines of csrc/ops.def; their sources are what lies in csrc/ops/<op>/.
 
 file(GLOB PIXLEAP_CORE_SOURCES CONFIGURE_DEPENDS csrc/core/*.cpp csrc/lapack/*.cpp)
+file(GLOB PIXLEAP_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/ops.def)
 file(STRINGS csrc/ops.def lines REGEX "^PIXLEAP_OP")
 set(PIXLEAP_GENERATED_DIR ${CMAKE_CURRENT_BINARY_DIR}/generated)

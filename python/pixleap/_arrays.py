@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from . import _native
+
 Array = Any  # a torch tensor, a NumPy array or any object with __dlpack__
 
 
@@ -47,3 +49,20 @@ def empty(like: Array, shape: Sequence[int], dtype: str | None = None) -> Array:
 
         return cupy.empty(shape, dtype or like.dtype)
     return np.empty(shape, dtype or like.dtype)
+
+
+def workspace(like: Array, count: int) -> list[Array]:
+    """Scratch of a CUDA kernel, `count` float64 numbers where `like` is; none for the CPU, whose
+    kernels find their own. So that ops allocate nothing on a device but what its framework keeps.
+    """
+    on_cuda = bool(getattr(like, "is_cuda", False)) or type(like).__module__.startswith("cupy")
+    if on_cuda or hasattr(_native, "emulate_cuda"):
+        return [empty(like, (count,), "float64")]
+    return []
+
+
+def pair_workspace(op: str, x: Array, y: Array | None, per_row: int = 0) -> list[Array]:
+    """`workspace` of a pairwise op: a centre, norms, and `per_row` numbers per row of x."""
+    rows, depth = shape(x, op, "x", 2)
+    columns = 0 if y is None else shape(y, op, "y", 2)[0]
+    return workspace(x, (depth + rows + columns) // 2 + 1 + rows * per_row)

@@ -1,55 +1,43 @@
 #include "ops/feature_covariance/feature_covariance.h"
 
-#include <cmath>
+#include <limits>
 
 #include "core/check.h"
 #include "core/parallel.h"
-#include "ops/feature_moments/feature_moments.h"
+#include "ops/feature_covariance/double2.h"
 
 namespace pixleap {
 namespace {
 
-struct Double2 {  // high + low: 106 bits
-  double high, low;
-};
-
-Double2 from_fixed(const int64_t* cell) {
-  using Wide = unsigned __int128;  // magnitudes: no signed overflow whatever the totals hold
-  const Wide bits =
-      (static_cast<Wide>(static_cast<uint64_t>(cell[1])) << 64) | static_cast<uint64_t>(cell[0]);
-  const bool negative = cell[1] < 0;
-  const Wide magnitude = negative ? -bits : bits;
-  const double high = static_cast<double>(magnitude);
-  const Wide rounded = static_cast<Wide>(high);
-  const double low = magnitude >= rounded ? static_cast<double>(magnitude - rounded)
-                                          : -static_cast<double>(rounded - magnitude);
-  const double sign = negative ? -1 : 1;
-  return {std::ldexp(sign * high, -kFixedPoint), std::ldexp(sign * low, -kFixedPoint)};
+void feature_covariance_cpu(const FeatureCovarianceParams& p) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  const int64_t d = p.d;
+  for (int64_t i = 0; i < d; ++i) {
+    const Double2 m = divide(from_fixed(p.first + 2 * i), p.count);
+    p.mean[i] = spoiled(p.second + i * (i + 3)) ? kNan : m.high + m.low;
+  }
+  parallel_for(d, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Double2 si = divide(from_fixed(p.first + 2 * i), p.count);
+      const bool nan = spoiled(p.second + i * (i + 3));
+      for (int64_t j = 0; j <= i; ++j) {
+        const Double2 product = multiply(si, from_fixed(p.first + 2 * j));
+        const Double2 total = from_fixed(p.second + i * (i + 1) + 2 * j);
+        p.covariance[i * d + j] = p.covariance[j * d + i] =
+            nan ? kNan : difference(total, product) / (p.count - 1);
+      }
+    }
+  });
 }
 
-Double2 divide(Double2 a, double b) {
-  const double q = a.high / b;
-  return {q, (std::fma(-q, b, a.high) + a.low) / b};
-}
-
-Double2 multiply(Double2 a, Double2 b) {
-  const double p = a.high * b.high;
-  return {p, std::fma(a.high, b.high, -p) + (a.high * b.low + a.low * b.high)};
-}
-
-// a - b, rounded once.
-double difference(Double2 a, Double2 b) {
-  const double t = a.high - b.high, z = t - a.high;
-  const double rounded_off = (a.high - (t - z)) - (b.high + z);
-  return t + (rounded_off + (a.low - b.low));
-}
+constexpr KernelTable<FeatureCovarianceParams> kernels = {
+    {feature_covariance_cpu, nullptr, nullptr, nullptr}, PIXLEAP_CUDA_KERNEL(feature_covariance)};
 
 }  // namespace
 
 void feature_covariance(const Out& mean, const Out& covariance, const View& second,
                         const View& first, int64_t count) {
   const Check check("feature_covariance");
-  check.on_cpu(first);
   check.dtype(first, {DType::i64});
   check.dtype(second, {DType::i64});
   check.ndim(first, 2);
@@ -73,23 +61,11 @@ void feature_covariance(const Out& mean, const Out& covariance, const View& seco
     check.no_overlap(*out, second, false);
   }
   check.no_overlap(mean, covariance, false);
-  const double n = static_cast<double>(count);
-  const int64_t *sums = first.as<int64_t>(), *squares = second.as<int64_t>();
-  double* c = covariance.as<double>();
-  for (int64_t i = 0; i < d; ++i) {
-    const Double2 m = divide(from_fixed(sums + 2 * i), n);
-    mean.as<double>()[i] = m.high + m.low;
-  }
-  parallel_for(d, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Double2 si = divide(from_fixed(sums + 2 * i), n);
-      for (int64_t j = 0; j <= i; ++j) {
-        const Double2 product = multiply(si, from_fixed(sums + 2 * j));
-        const Double2 total = from_fixed(squares + i * (i + 1) + 2 * j);
-        c[i * d + j] = c[j * d + i] = difference(total, product) / (n - 1);
-      }
-    }
-  });
+  if (d == 0) return;
+  kernels.run(check,
+              {second.as<const int64_t>(), first.as<const int64_t>(), mean.as<double>(),
+               covariance.as<double>(), d, static_cast<double>(count)},
+              first);
 }
 
 }  // namespace pixleap

@@ -2,14 +2,17 @@
 
 #include <bit>
 
+#include "core/workspace.h"
+
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<HadamardProjectionParams> kernels = PIXLEAP_KERNELS(hadamard_projection);
+constexpr KernelTable<HadamardProjectionParams> kernels = PIXLEAP_KERNELS_CUDA(hadamard_projection);
 
 }  // namespace
 
-void hadamard_projection(const Out& out, const View& x, const View& flips, int64_t count) {
+void hadamard_projection(const Out& out, std::span<const Out> workspace, const View& x,
+                         const View& flips, int64_t count) {
   const Check check("hadamard_projection");
   check.dtype(x, {DType::f32, DType::bf16, DType::f16});
   check.ndim(x, 2);
@@ -29,9 +32,17 @@ void hadamard_projection(const Out& out, const View& x, const View& flips, int64
   check.output(out);
   check.no_overlap(out, x, false);
   check.no_overlap(out, flips, false);
-  const HadamardProjectionParams p{
-      x.data, x.dtype,         x.size(0), depth,        x.stride(0), flips.as<const uint8_t>(),
-      size,   out.as<float>(), count,     out.stride(0)};
+  HadamardProjectionParams p{};
+  p.x = x.data, p.dtype = x.dtype;
+  p.rows = x.size(0), p.depth = depth, p.stride = x.stride(0);
+  p.flips = flips.as<const uint8_t>();
+  p.size = size;
+  p.out = out.as<float>();
+  p.count = count, p.out_stride = out.stride(0);
+  if (out.numel() > 0 && size > kHadamardShared) {
+    p.slot_count = workspace_size(check, workspace, x, size / 2) * 2 / size;
+    if (p.slot_count > 0) p.slots = workspace[0].as<float>();
+  }
   if (out.numel() > 0) kernels.run(check, p, x);
 }
 

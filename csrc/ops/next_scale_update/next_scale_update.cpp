@@ -4,11 +4,12 @@
 #include <vector>
 
 #include "core/tokens.h"
+#include "ops/next_scale_update/upsample.h"
 
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<NextScaleUpdateParams> kernels = PIXLEAP_KERNELS(next_scale_update);
+constexpr KernelTable<NextScaleUpdateParams> kernels = PIXLEAP_KERNELS_CUDA(next_scale_update);
 
 void copy_strides(const View& v, int count, int64_t* strides) {
   for (int i = 0; i < count; ++i) strides[i] = v.strides[i];
@@ -18,47 +19,6 @@ void copy_strides(const View& v, int count, int64_t* strides) {
 int64_t square_root(int64_t count) {
   const auto root = static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(count))));
   return root * root == count ? root : -1;
-}
-
-void add_term(UpsampleTerms& t, int tap, int64_t at, double weight) {
-  for (int i = 0; i < t.count; ++i)
-    if (t.term[i].tap == tap && t.term[i].at == at) {
-      t.term[i].weight += static_cast<float>(weight);  // taps clamped to the border
-      return;
-    }
-  t.term[t.count++] = {tap, static_cast<int32_t>(at), static_cast<float>(weight)};
-}
-
-// Keys' cubic convolution kernel with A = -0.75 at distance d from the sample.
-double cubic(double d) {
-  constexpr double a = -0.75;
-  d = d < 0 ? -d : d;
-  if (d <= 1) return ((a + 2) * d - (a + 3)) * d * d + 1;
-  if (d < 2) return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a;
-  return 0;
-}
-
-void make_terms(int64_t height, int64_t side, UpsampleTerms* terms) {
-  for (int64_t y = 0; y < height; ++y) {
-    UpsampleTerms& t = terms[y];
-    t.count = 0;
-    for (int tap = 0; tap < 3; ++tap) {
-      const int64_t up = y + tap - 1;
-      if (up < 0 || up >= height) continue;
-      if (side == height) {
-        add_term(t, tap, up, 1);
-        continue;
-      }
-      const double position = (static_cast<double>(up) + 0.5) * static_cast<double>(side) /
-                                  static_cast<double>(height) -
-                              0.5;
-      const double base = std::floor(position);
-      for (int j = -1; j <= 2; ++j) {
-        const int64_t at = static_cast<int64_t>(base) + j;
-        add_term(t, tap, at < 0 ? 0 : at >= side ? side - 1 : at, cubic(position - (base + j)));
-      }
-    }
-  }
 }
 
 }  // namespace
@@ -106,7 +66,7 @@ void next_scale_update(const Out& f_hat_new, const Out& next_input, const View& 
   if (tokens.device.type == DeviceType::cpu) check_tokens(check, tokens, codebook.size(0));
 
   std::vector<UpsampleTerms> terms(static_cast<size_t>(height));
-  make_terms(height, side, terms.data());
+  for (int64_t y = 0; y < height; ++y) make_terms(height, side, y, terms[static_cast<size_t>(y)]);
   NextScaleUpdateParams p{};
   p.terms = terms.data();
   p.tokens = tokens.as<const int64_t>();
@@ -116,6 +76,7 @@ void next_scale_update(const Out& f_hat_new, const Out& next_input, const View& 
   p.f_hat = f_hat.as<const float>();
   p.f_hat_new = f_hat_new.as<float>();
   p.next_input = next_input.as<float>();
+  p.vocabulary = codebook.size(0);
   p.batch = batch;
   p.channels = channels;
   p.height = height;

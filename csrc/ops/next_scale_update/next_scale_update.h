@@ -21,15 +21,16 @@ struct UpsampleTerms {
 };
 
 struct NextScaleUpdateParams {
-  const int64_t* tokens;                             // (B, n * n), checked to lie in [0, V)
+  const int64_t* tokens;                             // (B, n * n), in [0, V): checked on the CPU
   const float* codebook;                             // (V, C), last stride 1
   const float* phi_weight;                           // (C, C, 3, 3), contiguous
   const float* phi_bias;                             // (C,)
   const float* f_hat;                                // (B, C, H, H), last stride 1
   float* f_hat_new;                                  // (B, C, H, H), last stride 1; may be f_hat
   float* next_input;                                 // (B, m * m, C), last stride 1
-  const UpsampleTerms* terms;                        // (H,), the same for rows and columns
+  const UpsampleTerms* terms;                        // (H,), CPU: the same for rows and columns
   int64_t batch, channels, height, side, next_side;  // B, C, H, n, m
+  int64_t vocabulary;                                // V
   int64_t tokens_strides[2], codebook_stride, f_strides[3], f_new_strides[3], next_strides[2];
   float phi_ratio;
 };

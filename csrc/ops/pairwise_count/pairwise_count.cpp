@@ -5,16 +5,16 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<PairwiseCountParams> kernels = PIXLEAP_KERNELS(pairwise_count);
+constexpr KernelTable<PairwiseCountParams> kernels = PIXLEAP_KERNELS_CUDA(pairwise_count);
 
 }  // namespace
 
-void pairwise_count(const Out& x_counts, const Out& y_counts, const View& x, const View& y,
-                    const View& x_radii, const View& y_radii) {
+void pairwise_count(const Out& x_counts, const Out& y_counts, std::span<const Out> workspace,
+                    const View& x, const View& y, const View& x_radii, const View& y_radii) {
   const Check check("pairwise_count");
   PairwiseCountParams p{};
   std::vector<float> scratch;
-  p.sets = pairwise_sets(check, x, y, scratch);
+  p.sets = pairwise_sets(check, x, y, scratch, workspace, 0);
   const auto check_radii = [&](const View& radii, const View& points) {
     check.dtype(radii, {DType::f64});
     check.same_device(radii, x);

@@ -12,12 +12,12 @@ namespace pixleap {
 struct PairwiseCountParams {
   PairwiseSets sets;
   const double *x_radii, *y_radii;  // (N,), (M,) squared radii, contiguous
-  float *x_scaled, *y_scaled;       // (N,), (M,) scratch: in the units of the products
+  float *x_scaled, *y_scaled;       // (N,), (M,) CPU scratch: in the units of the products
   int64_t *x_counts, *y_counts;     // (N, 2), (M, 2) contiguous
 };
 
-void pairwise_count(const Out& x_counts, const Out& y_counts, const View& x, const View& y,
-                    const View& x_radii, const View& y_radii);
+void pairwise_count(const Out& x_counts, const Out& y_counts, std::span<const Out> workspace,
+                    const View& x, const View& y, const View& x_radii, const View& y_radii);
 
 PIXLEAP_DECLARE_KERNELS(pairwise_count, PairwiseCountParams)
 

@@ -6,16 +6,18 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<PairwiseKernelSumParams> kernels = PIXLEAP_KERNELS(pairwise_kernel_sum);
+constexpr KernelTable<PairwiseKernelSumParams> kernels = PIXLEAP_KERNELS_CUDA(pairwise_kernel_sum);
 
 }  // namespace
 
-void pairwise_kernel_sum(const Out& out, const View& x, const Optional& y, std::string_view kernel,
-                         double gamma, double coef0, int64_t degree) {
+void pairwise_kernel_sum(const Out& out, std::span<const Out> workspace, const View& x,
+                         const Optional& y, std::string_view kernel, double gamma, double coef0,
+                         int64_t degree) {
   const Check check("pairwise_kernel_sum");
+  check.ndim(x, 2);
   PairwiseKernelSumParams p{};
   std::vector<float> scratch;
-  p.sets = pairwise_sets(check, x, y, scratch);
+  p.sets = pairwise_sets(check, x, y, scratch, workspace, x.size(0));
   check.value(kernel == "polynomial" || kernel == "gaussian", "kernel", "polynomial or gaussian",
               std::string(kernel));
   check.value(std::isfinite(gamma) && gamma >= 0, "gamma", "a finite number >= 0", gamma);

@@ -20,8 +20,9 @@ struct PairwiseKernelSumParams {
   double* out;  // (N,) contiguous
 };
 
-void pairwise_kernel_sum(const Out& out, const View& x, const Optional& y, std::string_view kernel,
-                         double gamma, double coef0, int64_t degree);
+void pairwise_kernel_sum(const Out& out, std::span<const Out> workspace, const View& x,
+                         const Optional& y, std::string_view kernel, double gamma, double coef0,
+                         int64_t degree);
 
 PIXLEAP_DECLARE_KERNELS(pairwise_kernel_sum, PairwiseKernelSumParams)
 

@@ -15,14 +15,14 @@ struct PairwiseTopkParams {
   PairwiseSets sets;
   int64_t k;
   int64_t kept;       // per row, k + kTopkSpare at most
-  float* candidates;  // (N, kept) scratch
-  int32_t* rows;      // (N, kept) scratch
+  float* candidates;  // (N, kept) CPU scratch
+  int32_t* rows;      // (N, kept) CPU scratch
   double* distances;  // (N, k) contiguous
   int64_t* indices;   // (N, k) contiguous
 };
 
-void pairwise_topk(const Out& distances, const Out& indices, const View& x, const Optional& y,
-                   int64_t k);
+void pairwise_topk(const Out& distances, const Out& indices, std::span<const Out> workspace,
+                   const View& x, const Optional& y, int64_t k);
 
 PIXLEAP_DECLARE_KERNELS(pairwise_topk, PairwiseTopkParams)
 

@@ -17,6 +17,7 @@ def feature_covariance(
     Returns:
         mean (d,) and covariance (d, d) with the divisor count - 1, float64, exactly symmetric. The
         difference of the moments is taken in 106 bits: nothing cancels where means are large.
+        NaN where a GPU was given features that `feature_moments` refuses.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or a count that do not fit.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from .. import _native
-from .._arrays import Array
+from .._arrays import Array, shape, workspace
 
 
 def feature_moments(features: Array, second: Array, first: Array) -> tuple[Array, Array]:
@@ -22,10 +22,14 @@ def feature_moments(features: Array, second: Array, first: Array) -> tuple[Array
 
     Raises:
         ValueError: shapes that do not fit; NaN or infinity (the row is named); sums of squares of
-            2^52 and more (a column is named). Nothing was added then.
+            2^52 and more (a column is named). Nothing was added then. On a GPU, where nothing waits
+            for the result, nothing is added and the totals are marked: `feature_covariance` of
+            them, and of all that is added to them, is NaN.
         TypeError: dtypes or devices that do not fit.
 
     Features of a standard deviation below about 1e-6 should be scaled up: 2^-74 is 5e-23.
     """
-    _native.feature_moments(second, first, features)
+    n, d = shape(features, "feature_moments", "features", 2)
+    scratch = workspace(features, 4 * -(-n // 2048) * d + 1)
+    _native.feature_moments(second, first, scratch, features)
     return second, first

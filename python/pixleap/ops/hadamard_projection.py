@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from .. import _native
-from .._arrays import Array, empty, shape
+from .._arrays import Array, empty, shape, workspace
 
 
 def hadamard_projection(x: Array, flips: Array, *, count: int, out: Array | None = None) -> Array:
@@ -25,8 +25,11 @@ def hadamard_projection(x: Array, flips: Array, *, count: int, out: Array | None
 
     Source: Yu et al., "Orthogonal Random Features" (NeurIPS 2016).
     """
+    rows, d = shape(x, "hadamard_projection", "x", 2)
     if out is None:
-        size = (max(count, 0), shape(x, "hadamard_projection", "x", 2)[0])
-        out = empty(x, size, "float32")
-    _native.hadamard_projection(out, x, flips, count)
+        out = empty(x, (max(count, 0), rows), "float32")
+    # A GPU transforms rows of up to 8192 numbers in shared memory, longer ones in scratch.
+    slots = min(rows, 264) if d > 8192 else 0
+    scratch = workspace(x, slots << max(d - 1, 0).bit_length() >> 1)
+    _native.hadamard_projection(out, scratch, x, flips, count)
     return out

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from .. import _native
-from .._arrays import Array, empty, shape
+from .._arrays import Array, empty, pair_workspace, shape
 
 
 def pairwise_count(
@@ -39,5 +39,6 @@ def pairwise_count(
         rows, columns = (shape(v, "pairwise_count", name, 2)[0] for v, name in ((x, "x"), (y, "y")))
         out = empty(x, (rows, 2), "int64"), empty(x, (columns, 2), "int64")
     x_counts, y_counts = out
-    _native.pairwise_count(x_counts, y_counts, x, y, x_radii, y_radii)
+    scratch = pair_workspace("pairwise_count", x, y)
+    _native.pairwise_count(x_counts, y_counts, scratch, x, y, x_radii, y_radii)
     return x_counts, y_counts

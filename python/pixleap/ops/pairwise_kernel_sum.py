@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from .. import _native
-from .._arrays import Array, empty, shape
+from .._arrays import Array, empty, pair_workspace, shape
 
 
 def pairwise_kernel_sum(
@@ -37,5 +37,7 @@ def pairwise_kernel_sum(
     """
     if out is None:
         out = empty(x, shape(x, "pairwise_kernel_sum", "x", 2)[:1], "float64")
-    _native.pairwise_kernel_sum(out, x, y, kernel, gamma, coef0, degree)
+    columns = shape(x if y is None else y, "pairwise_kernel_sum", "y", 2)[0]
+    scratch = pair_workspace("pairwise_kernel_sum", x, y, max(1, min(64, -(-columns // 64))))
+    _native.pairwise_kernel_sum(out, scratch, x, y, kernel, gamma, coef0, degree)
     return out

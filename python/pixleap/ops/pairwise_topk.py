@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from .. import _native
-from .._arrays import Array, empty, shape
+from .._arrays import Array, empty, pair_workspace, shape
 
 
 def pairwise_topk(
@@ -33,5 +33,9 @@ def pairwise_topk(
         size = (shape(x, "pairwise_topk", "x", 2)[0], max(k, 0))
         out = empty(x, size, "float64"), empty(x, size, "int64")
     distances, indices = out
-    _native.pairwise_topk(distances, indices, x, y, k)
+    rows = shape(x, "pairwise_topk", "x", 2)[0]
+    # On a GPU: lists of k + 8 candidates, for several parts of the columns where rows are few.
+    lists = min(16, max(1, 2 * 132 * 128 // max(rows, 1)))
+    scratch = pair_workspace("pairwise_topk", x, y, max(k + 8, 0) * lists)
+    _native.pairwise_topk(distances, indices, scratch, x, y, k)
     return distances, indices
