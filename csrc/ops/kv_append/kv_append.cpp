@@ -88,6 +88,7 @@ void check_rope(const Check& check, KvAppendParams& p, const View& qkv, const Kv
   else
     check.shape(at, {at.shape[0] == 1 ? 1 : p.batch, p.length});
   const int64_t samples = at.ndim == 1 ? 1 : at.shape[0], stride = samples > 1 ? at.strides[0] : 0;
+  check.value(p.rope_rows > 0 || p.length == 0, "rope", "tables with rows", p.rope_rows);
   p.rope_positions = at.as<const int64_t>();
   p.rope_position_strides[0] = stride;
   p.rope_position_strides[1] = at.stride(-1);
