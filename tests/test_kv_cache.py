@@ -272,3 +272,61 @@ def test_wrong_survivors(keep: Any) -> None:
     with pytest.raises(ValueError, match=r"'keep' expected \(3,\) of bool, or different integers"):
         cache.compact(keep)
     assert cache.batch == 3 and cache.length == 2
+
+
+@pytest.mark.parametrize("isa", px.available_isas())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_int8_end_to_end(ragged: bool, dtype: str, isa: str) -> None:
+    """Attention over what an int8 cache holds: equal to that over the keys and values which its
+    integers and scales stand for, and as close to the unrounded as the stated error lets it be."""
+    px.set_isa(isa)
+    first, second = (batch_of(3, n, "torch").to(getattr(torch, dtype)) for n in (7, 4))
+    exact = new_cache(3, 12, first, dtype)
+    rounded = new_cache(3, 12, first, "int8")
+    assert rounded.keys.dtype == torch.int8 and rounded.scales["v_scale"].shape == (3, HEADS, 0)
+    for cache in (exact, rounded):
+        cache.append(first, **OPTIONS)
+        if ragged:
+            cache.rollback([3, 7, 0])
+    before, count = rounded.lengths, second.shape[1]
+    q = exact.append(second, **OPTIONS)
+    out = rounded.step(second, mask=px.masks.causal(), **OPTIONS)
+    got = out.view(3, count, HEADS, WIDTH).transpose(1, 2).double().numpy()
+    assert rounded.length == exact.length
+    for i, held in enumerate(before):
+        end = int(held) + count
+        parts = [
+            x[i : i + 1, :, :end].double().numpy() * s[i : i + 1, :, :end, None].double().numpy()
+            for x, s in zip((rounded.keys, rounded.values), rounded.scales.values(), strict=True)
+        ]
+        query = q[i : i + 1].double().numpy()
+        want = px.reference.attention(query, *parts, mask=px.masks.causal())
+        tolerance = {"float32": 2e-6, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
+        np.testing.assert_allclose(got[i : i + 1], want, atol=tolerance)
+        true = [x[i : i + 1, :, :end].double().numpy() for x in (exact.keys, exact.values)]
+        for a, b in zip(parts, true, strict=True):
+            most = np.abs(b).max(-1, keepdims=True)
+            slack = {"float32": 1e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
+            assert (np.abs(a - b) <= most * (1 / 254 + slack)).all()
+        unrounded = px.reference.attention(query, *true, mask=px.masks.causal())
+        assert np.abs(got[i : i + 1] - unrounded).max() < 0.05
+
+
+def test_int8_shows_what_is_not_finite() -> None:
+    qkv = batch_of(2, 3)
+    qkv[0, 1, 1, 2, 5] = np.inf  # a key
+    qkv[1, 2, 2, 0, 3] = np.nan  # a value
+    cache = new_cache(2, 3, dtype="int8")
+    out = cache.step(qkv, mask=px.masks.causal()).reshape(2, 3, HEADS, WIDTH)
+    wrong = np.zeros((2, 3, HEADS), bool)
+    wrong[0, 1:, 2] = wrong[1, 2, 0] = True  # whoever sees them
+    np.testing.assert_array_equal(np.isnan(out).all(-1), wrong)
+    np.testing.assert_array_equal(np.isnan(out).any(-1), wrong)
+
+
+def test_int8_cache_is_a_quarter() -> None:
+    cache = px.KVCache(2, 4, 64, 100, "int8")
+    cache.append(np.zeros((2, 100, 3, 4, 64), np.float32))
+    held = [*cache.buffers, *cache.scales.values()]
+    assert sum(x.nbytes for x in held) == 2 * 2 * 4 * 100 * (64 + 4)

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/dispatch.h"
-#include "core/philox.h"  // PIXLEAP_HD
+#include "core/host_device.h"
 
 namespace pixleap {
 
