@@ -49,7 +49,8 @@ def attention(
         outputs = out or (empty(q, size), empty(q, size[:3], "float32"))
     else:
         outputs = (empty(q, size) if out is None else out,)
-    added, visible, window = mask, None, ()
+    window: tuple[int, ...] = ()
+    added, visible = mask, None
     causal = isinstance(mask, masks.causal)
     if causal:
         added = None
