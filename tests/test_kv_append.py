@@ -338,3 +338,51 @@ def test_one_buffer_for_both_caches_is_refused() -> None:
     k, _ = caches()
     with pytest.raises(ValueError, match=r"'v_cache' expected memory apart from 'k_cache'"):
         px.ops.kv_append(QKV, k, k, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope": tuple(t[:4] for t in ROPE)}, r"'rope' expected tables of at least 5 pos.*got 4"),
+        ({"rope": tuple(t[None, :4] for t in ROPE)}, r"'rope' expected shape \(1, 5, \*\), got"),
+        (
+            {"rope": ROPE, "rope_positions": np.array([0, 1, 2, 3, 8])},
+            r"'rope_positions' expected rows of 'rope', 0 to 7, got 8",
+        ),
+        ({"rope": ROPE, "rope_positions": np.arange(4)}, r"'rope_positions' expected shape \(5,\)"),
+        ({"norm": "rms", "k_weight": ONES[:9]}, r"'k_weight' expected shape \(11,\), got \(9,\)"),
+        ({"v_scale": None}, r"'k_scale' expected with 'v_scale'.*got 1 of the two"),
+        ({"k_scale": torch.zeros(2, 8)}, r"'k_scale' expected shape \(2, 2, 8\), got \(2, 8\)"),
+        ({"positions": np.array([7, 0])}, r"'positions' expected 0 to 6"),
+    ],
+)
+def test_errors_of_varlen_options_leave_the_caches_alone(
+    change: dict[str, Any], message: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "qkv": QKV.reshape(6, 3, 2, 11)[:5], "offsets": np.array([0, 2, 5]),
+        "positions": np.array([3, 2]), **int8_caches(),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="kv_append_varlen: argument " + message):
+        px.ops.kv_append_varlen(**{**arguments, **change})
+    for name, untouched in int8_caches().items():
+        assert torch.equal(arguments[name], untouched)
+
+
+def test_varlen_takes_rows_of_the_tables_by_position() -> None:
+    """The rows that it would have taken give the same; others, those of `kv_append`."""
+    qkv, offsets, starts = normal(5, 3, 2, 11), np.array([0, 2, 5]), np.array([3, 2])
+    rows = np.array([3, 4, 2, 3, 4])
+
+    def append(**options: Any) -> Any:
+        return px.ops.kv_append_varlen(qkv, *caches(), offsets, starts, rope=ROPE, **options)
+
+    for a, b in zip(append(), append(rope_positions=rows), strict=True):
+        assert torch.equal(a, b)
+    other = np.array([7, 0, 1, 1, 6])
+    q, k, _ = append(rope_positions=other)
+    one, key, _ = px.ops.kv_append(
+        qkv[None, 2:], *(c[:1] for c in caches()), 2, rope=ROPE, rope_positions=other[2:]
+    )
+    assert torch.equal(q[2:], one[0].transpose(0, 1)) and torch.equal(k[1], key[0])
+    assert not torch.equal(q, append()[0])
