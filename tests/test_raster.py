@@ -12,7 +12,7 @@ from torch import nn
 
 import pixleap as px
 from pixleap.decode import Frontier, Jacobi, RowAbove, Speculative, raster
-from pixleap.decode.layers import Norm, PackedLinear, attend
+from pixleap.decode.layers import Norm, PackedLinear
 
 
 class TinyTransformer:
@@ -55,8 +55,8 @@ class TinyTransformer:
             cache.rollback(start)
             hidden = torch.empty_like(x)
             self.norm(x, hidden)
-            q = cache.append(qkv(hidden).view(batch, count, 3, self.heads, -1))
-            attend(q, cache, hidden, mask=px.masks.causal())
+            rows = qkv(hidden).view(batch, count, 3, self.heads, -1)
+            cache.step(rows, mask=px.masks.causal(), out=hidden)
             x = proj(hidden, residual=x)
             self.norm(x, hidden)
             x = fc2(fc1(hidden, activation="gelu"), residual=x)

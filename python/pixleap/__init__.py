@@ -12,7 +12,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from . import _native, masks, ops, reference
+from . import _native, masks, ops, reference, rope
 from ._native import available_isas, isa, num_threads, set_isa, set_num_threads
 from .kv_cache import KVCache
 
@@ -38,6 +38,7 @@ __all__ = [
     "num_threads",
     "ops",
     "reference",
+    "rope",
     "set_isa",
     "set_num_threads",
     "solvers",

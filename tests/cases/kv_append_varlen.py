@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cases.kv_append import HALVES, INT8_TOLERANCE, drawn_options, drawn_scales
 from cases.kv_append import peer as peer_alone
 from harness import Case
 
@@ -17,7 +18,7 @@ def peer(
     offsets: torch.Tensor,
     positions: torch.Tensor,
     slots: torch.Tensor | None = None,
-    q_scale: torch.Tensor | None = None,
+    **options: Any,
 ) -> Any:
     """unbind, normalise and concatenate, sequence by sequence."""
     results = []
@@ -25,7 +26,9 @@ def peer(
         slot = i if slots is None else int(slots[i])
         one = slice(slot, slot + 1)
         results.append(
-            peer_alone(qkv[None, begin:end], k_cache[one], v_cache[one], int(positions[i]), q_scale)
+            peer_alone(
+                qkv[None, begin:end], k_cache[one], v_cache[one], int(positions[i]), **options
+            )
         )
     return results
 
@@ -39,15 +42,21 @@ def make(
     slots: tuple[int, ...] | None = None,
     count: int | None = None,
     normalised: bool = True,
+    int8: str = "",
+    **options: Any,
 ) -> Any:
     def build(rng: np.random.Generator) -> Any:
         offsets = np.array([0, *accumulate(lengths)], np.int64)
         qkv = rng.standard_normal((offsets[-1], 3, heads, dim)).astype(np.float32)
-        cache = (len(lengths) if count is None else count, heads, capacity, dim)
-        caches = [rng.standard_normal(cache).astype(np.float32) for _ in range(2)]
-        kwargs = {} if slots is None else {"slots": np.array(slots, np.int64)}
-        if normalised:
-            kwargs["q_scale"] = rng.uniform(1, 20, heads).astype(np.float32)
+        size = (len(lengths) if count is None else count, heads, capacity, dim)
+        kwargs = drawn_options(rng, heads, dim, normalised=normalised, **options)
+        if slots is not None:
+            kwargs["slots"] = np.array(slots, np.int64)
+        if int8:
+            caches = [rng.integers(-127, 128, size).astype(np.int8) for _ in range(2)]
+            kwargs.update(drawn_scales(rng, size[:3], int8))
+        else:
+            caches = [rng.standard_normal(size).astype(np.float32) for _ in range(2)]
         return (qkv, *caches, offsets, np.array(positions, np.int64)), kwargs
 
     return build
@@ -58,13 +67,26 @@ def case(name: str, *args: Any, **kwargs: Any) -> Case:
     return Case(name, make(*args, **kwargs), has_out=False, host_integers=True)
 
 
-def timed(name: str, lengths: tuple[int, ...], ends: tuple[int, ...], *sizes: int) -> Case:
+def int8_case(name: str, kind: str, dtypes: tuple[str, ...], *args: Any, **kwargs: Any) -> Case:
+    return Case(
+        f"{name}, int8, {kind}",
+        make(*args, int8=kind, **kwargs),
+        dtypes=dtypes,
+        tolerance=INT8_TOLERANCE,
+        has_out=False,
+        host_integers=True,
+    )
+
+
+def timed(
+    name: str, lengths: tuple[int, ...], ends: tuple[int, ...], *sizes: int, **kwargs: Any
+) -> Case:
     heads, dim = sizes
     numbers = sum(lengths) * heads * dim
     positions = tuple(end - length for end, length in zip(ends, lengths, strict=True))
     return Case(
         name,
-        make(lengths, positions, heads, dim, max(ends)),
+        make(lengths, positions, heads, dim, max(ends), **kwargs),
         flops=10.0 * numbers,
         bytes=4.0 * 6 * numbers,
         peer=peer,
@@ -89,4 +111,15 @@ CASES = [
         4, 32,
     ),
     timed("VAR-d16, scales 0, 5, 9", (1, 36, 256), (1, 91, 680), 16, 64),
+    case("rms", (3, 2), (4, 0), 2, 16, 9, rms="head"),
+    case("rope", (3, 0, 4), (4, 2, 0), 2, 16, 9, normalised=False, rope=(7, 8)),
+    case("rms, rope of halves, slots", (2, 7, 1), (1, 2, 6), 2, 40, 9, slots=(4, 0, 4), count=5,
+         rms="shared", rope=(9, 13), **HALVES),
+    case("rope per token", (3, 4), (4, 0), 2, 16, 9, rope=(1, 7, 8)),
+    int8_case("l2, slots", "numpy", ("float32",), (2, 7, 1), (1, 2, 6), 2, 40, 9,
+              slots=(4, 0, 4), count=5),
+    int8_case("rms, rope", "torch", ("bfloat16", "float16"), (3, 4), (4, 0), 2, 18, 9,
+              rms="shared", rope=(9, 9)),
+    timed("LLaMA, 16 requests", (1,) * 16, tuple(range(16, 256, 15)), 16, 64, rms="shared",
+          rope=(256, 32), **HALVES),
 ]  # fmt: skip

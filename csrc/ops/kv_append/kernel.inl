@@ -7,16 +7,14 @@ namespace {
 template <class T>
 void append(const KvAppendParams& p) {
   parallel_for(p.batch * p.length, kv_append_grain(p), [&](int64_t first, int64_t last) {
+    const TokenWork work(p);
     for (int64_t task = first; task < last; ++task) {
       const int64_t b = task / p.length, l = task % p.length;
-      const T* in = static_cast<const T*>(p.qkv) + b * p.qkv_strides[0] + l * p.qkv_strides[1];
-      T* q = static_cast<T*>(p.out) + b * p.out_strides[0] + l * p.out_strides[2];
-      T* cache[2];
-      for (int i = 0; i < 2; ++i)
-        cache[i] =
-            static_cast<T*>(p.cache[i]) + b * p.cache_strides[i][0] + l * p.cache_strides[i][2];
-      append_token(p, in, q, cache);
+      append_token(p, static_cast<const T*>(p.qkv) + b * p.qkv_strides[0] + l * p.qkv_strides[1],
+                   static_cast<T*>(p.out) + b * p.out_strides[0] + l * p.out_strides[2], b, l, b,
+                   p.position + l, work);
     }
+    work.release();
   });
 }
 

@@ -11,13 +11,9 @@ __global__ void __launch_bounds__(kAppendBlock) kv_append_kernel(const KvAppendP
        i < p.batch * p.length * p.heads; i += warps) {
     const int64_t head = i % p.heads, token = i / p.heads;
     const int64_t b = token / p.length, l = token % p.length;
-    T* cache[2];
-    for (int c = 0; c < 2; ++c)
-      cache[c] =
-          static_cast<T*>(p.cache[c]) + b * p.cache_strides[c][0] + l * p.cache_strides[c][2];
     append_head(p, head, static_cast<const T*>(p.qkv) + b * p.qkv_strides[0] + l * p.qkv_strides[1],
-                static_cast<T*>(p.out) + b * p.out_strides[0] + l * p.out_strides[2], cache[0],
-                cache[1], lane);
+                static_cast<T*>(p.out) + b * p.out_strides[0] + l * p.out_strides[2], b, l, b,
+                p.position + l, lane);
   }
 }
 
@@ -25,8 +21,8 @@ __global__ void __launch_bounds__(kAppendBlock) kv_append_kernel(const KvAppendP
 
 void kv_append_cuda(const KvAppendParams& p, const Device& device) {
   const unsigned grid = grid_for(p.batch * p.length * p.heads * 32, kAppendBlock);
-  with_cuda_type(p.dtype,
-                 [&]<class T>() { launch(kv_append_kernel<T>, grid, kAppendBlock, device, p); });
+  with_append_type(p.dtype,
+                   [&]<class T>() { launch(kv_append_kernel<T>, grid, kAppendBlock, device, p); });
 }
 
 }  // namespace pixleap

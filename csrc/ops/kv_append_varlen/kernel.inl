@@ -19,17 +19,16 @@ template <class T>
 void append_sequences(const KvAppendVarlenParams& p) {
   const KvAppendParams& one = p.shared;
   parallel_for(one.length, kv_append_grain(one), [&](int64_t first, int64_t last) {
+    const TokenWork work(one);
     int64_t i = sequence_of(p, first);
     for (int64_t row = first; row < last; ++row) {
       if (i + 1 < p.count && p.sequences[i + 1].row == row) ++i;
       const KvAppendSequence& s = p.sequences[i];
-      T* cache[2];
-      for (int c = 0; c < 2; ++c)
-        cache[c] = static_cast<T*>(one.cache[c]) + s.slot * one.cache_strides[c][0] +
-                   (s.position + row - s.row) * one.cache_strides[c][2];
       append_token(one, static_cast<const T*>(one.qkv) + row * one.qkv_strides[1],
-                   static_cast<T*>(one.out) + row * one.out_strides[2], cache);
+                   static_cast<T*>(one.out) + row * one.out_strides[2], 0, row, s.slot,
+                   s.position + row - s.row, work);
     }
+    work.release();
   });
 }
 

@@ -32,9 +32,12 @@ void check_apart(const Check& check, const std::vector<int64_t>& offsets,
 
 }  // namespace
 
-void kv_append_varlen(const Out& out, const Out& k_cache, const Out& v_cache, const View& qkv,
-                      const View& offsets, const View& positions, const Optional& slots,
-                      const Optional& q_scale) {
+void kv_append_varlen(const Out& out, const Out& k_cache, const Out& v_cache,
+                      std::span<const Out> cache_scales, const View& qkv, const View& offsets,
+                      const View& positions, const Optional& slots, const Optional& q_scale,
+                      std::string_view norm, const Optional& q_weight, const Optional& k_weight,
+                      double eps, std::span<const View> rope, const Optional& rope_positions,
+                      bool rope_interleaved) {
   const Check check("kv_append_varlen");
   check.dtype(qkv, {DType::f32, DType::bf16, DType::f16});
   check.shape(qkv, {-1, 3, -1, -1});
@@ -45,7 +48,11 @@ void kv_append_varlen(const Out& out, const Out& k_cache, const Out& v_cache, co
   check.shape(out, {one.length, one.heads, one.dim});
   check.shape(k_cache, {-1, one.heads, -1, one.dim});
   check.same_shape(v_cache, k_cache);
-  kv_append_arrays(check, one, out, k_cache, v_cache, qkv, q_scale);
+  std::vector<int64_t> rows;
+  kv_append_arrays(check, one, out, k_cache, v_cache, qkv,
+                   {cache_scales, q_scale, norm, q_weight, k_weight, eps, rope, rope_positions,
+                    rope_interleaved},
+                   rows);
 
   const std::vector<int64_t> begins = sequence_offsets(check, offsets, one.length);
   const auto n = static_cast<int64_t>(begins.size()) - 1;
@@ -65,7 +72,9 @@ void kv_append_varlen(const Out& out, const Out& k_cache, const Out& v_cache, co
                      "0 to " + std::to_string(capacity - length) + ", so that " +
                          std::to_string(length) + " more fit into " + std::to_string(capacity),
                      at[i], index);
-    if (length > 0) sequences.push_back({begins[i], where[i], at[i]});
+    if (length == 0) continue;
+    check_rope_rows(check, one, at[i] + length);
+    sequences.push_back({begins[i], where[i], at[i]});
   }
   check_apart(check, begins, where, at);
   if (qkv.numel() == 0) return;
@@ -73,11 +82,6 @@ void kv_append_varlen(const Out& out, const Out& k_cache, const Out& v_cache, co
   one.qkv = qkv.data, one.out = out.data;
   std::copy_n(qkv.strides, 3, one.qkv_strides + 1);
   one.out_strides[1] = out.strides[1], one.out_strides[2] = out.strides[0];
-  const Out* caches[] = {&k_cache, &v_cache};
-  for (int i = 0; i < 2; ++i) {
-    std::copy_n(caches[i]->strides, 3, one.cache_strides[i]);
-    one.cache[i] = caches[i]->data;
-  }
   p.sequences = sequences.data();
   p.count = static_cast<int64_t>(sequences.size());
   kernels.run(check, p, qkv);

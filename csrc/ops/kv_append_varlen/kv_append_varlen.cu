@@ -31,12 +31,9 @@ __global__ void __launch_bounds__(kAppendBlock) kv_append_varlen_kernel(const Gr
       (g.sequences[middle].row <= row ? low : high) = middle;
     }
     const KvAppendSequence s = g.sequences[low];
-    T* cache[2];
-    for (int c = 0; c < 2; ++c)
-      cache[c] = static_cast<T*>(p.cache[c]) + s.slot * p.cache_strides[c][0] +
-                 (s.position + row - s.row) * p.cache_strides[c][2];
     append_head(p, head, static_cast<const T*>(p.qkv) + row * p.qkv_strides[1],
-                static_cast<T*>(p.out) + row * p.out_strides[2], cache[0], cache[1], lane);
+                static_cast<T*>(p.out) + row * p.out_strides[2], 0, row, s.slot,
+                s.position + row - s.row, lane);
   }
 }
 
@@ -51,7 +48,7 @@ void kv_append_varlen_cuda(const KvAppendVarlenParams& p, const Device& device) 
     g.first = g.sequences[0].row;
     g.last = begin + g.count < p.count ? p.sequences[begin + g.count].row : p.shared.length;
     const unsigned grid = grid_for((g.last - g.first) * p.shared.heads * 32, kAppendBlock);
-    with_cuda_type(p.shared.dtype, [&]<class T>() {
+    with_append_type(p.shared.dtype, [&]<class T>() {
       launch(kv_append_varlen_kernel<T>, grid, kAppendBlock, device, g);
     });
   }

@@ -17,9 +17,12 @@ struct KvAppendVarlenParams {
   int64_t count;
 };
 
-void kv_append_varlen(const Out& out, const Out& k_cache, const Out& v_cache, const View& qkv,
-                      const View& offsets, const View& positions, const Optional& slots,
-                      const Optional& q_scale);
+void kv_append_varlen(const Out& out, const Out& k_cache, const Out& v_cache,
+                      std::span<const Out> cache_scales, const View& qkv, const View& offsets,
+                      const View& positions, const Optional& slots, const Optional& q_scale,
+                      std::string_view norm, const Optional& q_weight, const Optional& k_weight,
+                      double eps, std::span<const View> rope, const Optional& rope_positions,
+                      bool rope_interleaved);
 
 PIXLEAP_DECLARE_KERNELS(kv_append_varlen, KvAppendVarlenParams)
 

@@ -1,6 +1,6 @@
 #include "core/parallel.h"
 #include "ops/linear_pack/linear_pack.h"
-#include "simd/vec.h"
+#include "simd/quantise.h"
 
 namespace pixleap {
 namespace {
@@ -35,36 +35,6 @@ void pack(const LinearPackParams& p) {
       }
     }
   });
-}
-
-// scales[n], and in `divisor` what the row is divided by. A row of zeros has scale 0; one with NaN
-// or infinity has scale NaN, so that what is computed with it is NaN, and divisor 0.
-template <class T>
-float row_scale(const T* w, int64_t k, float& divisor) {
-  vf most{};
-  vi bad{};
-  for_each_vector(k, [&](int64_t i, int64_t n) {
-    const vf v = vabs(load_upto(w + i, n));
-    bad |= ~(v < splat(__builtin_inff()));
-    most = vmax(most, v);
-  });
-  if (any(bad)) {
-    divisor = 0.f;
-    return __builtin_nanf("");
-  }
-  const float scale = reduce_max(most) / 127.f;
-  divisor = scale > 0.f ? scale : 1.f;  // weights that small round to 0
-  return scale;
-}
-
-// Nearest integers of finite numbers up to 127 or so, ties to even, as int8.
-PIXLEAP_INLINE void round_lanes(vf v, int8_t* to) {
-  const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  v = vmin(vmax(v, splat(-127.f)), splat(127.f));
-  const vi q = bit_cast_to<vi>(v + magic) - bit_cast_to<vi>(magic);
-  int32_t lanes[VW];
-  std::memcpy(lanes, &q, sizeof q);
-  for (int i = 0; i < VW; ++i) to[i] = static_cast<int8_t>(lanes[i]);
 }
 
 template <class T>

@@ -115,13 +115,6 @@ class Scratch:
         return view
 
 
-def attend(q: Tensor, cache: Any, out: Tensor, **options: Any) -> None:
-    """Attention of q (B, H, L, D) over a KVCache into out (B, L, H * D)."""
-    batch, heads, length, width = q.shape
-    view = out.view(batch, length, heads, width).transpose(1, 2)
-    ops.attention(q, cache.keys, cache.values, out=view, **options)
-
-
 def check_labels(decoder: str, labels: Tensor, batch: int, largest: int) -> None:
     """Class labels are integers (batch,) up to `largest`; negative ones mean no label."""
     if labels.is_floating_point() or tuple(labels.shape) != (batch,):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import masks
-from ..decode.layers import Norm, PackedLinear, Scratch, attend, check_labels, float_tensor
+from ..decode.layers import Norm, PackedLinear, Scratch, check_labels, float_tensor
 from ..kv_cache import KVCache
 from .checkpoint import check_state_dict, load_checkpoint
 
@@ -121,11 +121,8 @@ class _Layer:
         self.norm1(x, hidden)
         self.qkv(hidden, out=qkv[:, :count])
         qkv[:, count:] = 0
-        q = cache.append(
-            qkv.view(batch, rows, 3, self.heads, -1),
-            out=scratch.get("q", batch, self.heads, rows, width // self.heads),
-        )
-        attend(q, cache, padded, mask=masks.causal())
+        qkv = qkv.view(batch, rows, 3, self.heads, -1)
+        cache.step(qkv, mask=masks.causal(), out=padded)
         cache.rollback(end)
         self.proj(hidden, residual=x, out=x)
         self.norm2(x, hidden)

@@ -85,13 +85,16 @@ class Block:
         """qkv (B, l, 3C), the tokens of scales with these lengths, joins the cache; out (B, l, C)
         is written."""
         batch, length = qkv.shape[:2]
+        qkv = qkv.view(batch, length, 3, self.heads, self.head_dim)
+        if len(lengths) == 1 or not same_bits:
+            mask = block_causal(lengths) if len(lengths) > 1 else None
+            cache.step(qkv, self.q_scale, mask=mask, scale=self.scale, out=out)
+            return
         q = cache.append(
-            qkv.view(batch, length, 3, self.heads, self.head_dim),
-            q_scale=self.q_scale,
-            out=scratch.get("q", batch, self.heads, length, self.head_dim),
+            qkv, self.q_scale, scratch.get("q", batch, self.heads, length, self.head_dim)
         )
         out = out.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        attend_scales(q, cache, out, lengths, self.scale, same_bits)
+        attend_scales(q, cache, out, lengths, self.scale)
 
     def attend_ragged(
         self, qkv: Tensor, cache: KVCache, out: Tensor, ragged: Ragged, scratch: Scratch
@@ -112,19 +115,13 @@ class Block:
 
 
 def attend_scales(
-    q: Tensor, cache: KVCache, out: Tensor, lengths: Sequence[int], scale: float, same_bits: bool
+    q: Tensor, cache: KVCache, out: Tensor, lengths: Sequence[int], scale: float
 ) -> None:
-    """Block-causal attention of the cache's last sum(lengths) tokens, q and out (B, H, L, D).
-
-    same_bits: one call per scale rather than one masked call, which is faster. Attention adds up in
-    an order that depends on the number of queries, and so each scale gets the bits that it has in a
-    pass of its own.
-    """
+    """Block-causal attention of the cache's last sum(lengths) tokens, q and out (B, H, L, D), one
+    call per scale rather than one masked call, which is faster. Attention adds up in an order that
+    depends on the number of queries, and so each scale gets the bits that it has in a pass of its
+    own."""
     keys, values = cache.keys, cache.values
-    if len(lengths) == 1 or not same_bits:
-        mask = block_causal(lengths) if len(lengths) > 1 else None
-        ops.attention(q, keys, values, mask=mask, scale=scale, out=out)
-        return
     begin, seen = 0, keys.shape[2] - sum(lengths)
     for length in lengths:
         rows = slice(begin, begin + length)
