@@ -304,6 +304,11 @@ def test_processors_keep_class_state_and_signature(calls: list[tuple[int, ...]])
             attn(torch.randn(1, 3, 16))
         assert len(calls) == 1
     assert isinstance(pickle.loads(pickle.dumps(make())), processors.AttnProcessor2_0)
+    with pytest.raises(ValueError, match="diffusers' attention function, got AttnProcessor"):
+        make(processors.AttnProcessor())
+    attn.set_processor(processors.AttnProcessor())
+    with pytest.raises(ValueError, match="expected attention layers with a processor"):
+        apply_attention(attn)
 
 
 def test_perturbed_attention_guidance(calls: list[tuple[int, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""What stands in for `torch.nn.functional.scaled_dot_product_attention` in other people's models."""
+"""Native attention in the place of torch's, for the models of other people."""
 
 from __future__ import annotations
 

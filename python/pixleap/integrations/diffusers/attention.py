@@ -3,74 +3,128 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .._attention import scaled_dot_product_attention
+from .. import _attention
 
 MaskOf = Callable[[int], Any]
 
 
-class _Substitute(TorchFunctionMode):
-    """While it is entered, this thread's calls of torch's attention are native where they can be.
-    Processors are diffusers' own code around that call, so that their norms, projections, masks
-    and reshapes need no second copy here."""
+def _native(mask_of: MaskOf | None, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention by the op where it covers the call, else by torch."""
+    mask = mask_of(query.shape[-2]) if mask_of else None
+    out = _attention.scaled_dot_product_attention(query, *args, **(kwargs | {"mask": mask}))
+    if out is not None:
+        return out
+    if mask is not None:
+        raise ValueError(
+            "attention_processor: argument 'mask' expected inference on tensors that "
+            "pixleap.ops.attention takes, without another mask, got a call with shape "
+            f"{tuple(query.shape)}, {query.dtype}, {query.device}"
+        )
+    return functional.scaled_dot_product_attention(query, *args, **kwargs)
 
-    def __init__(self, mask: MaskOf | None = None) -> None:
+
+class _Functional:
+    """torch.nn.functional with native attention."""
+
+    def __init__(self, mask: MaskOf | None) -> None:
+        self.scaled_dot_product_attention = functools.partial(_native, mask)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(functional, name)
+
+
+class _Mode(TorchFunctionMode):
+    """While entered, this thread's calls of torch's attention are `_native`. It costs every torch
+    call some microseconds, so it is entered around diffusers' choice of a backend only."""
+
+    def __init__(self, mask: MaskOf | None) -> None:
         super().__init__()
         self.mask = mask
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query = args[0] if args else kwargs["query"]
-        mask = self.mask(query.shape[-2]) if self.mask else None
-        out = scaled_dot_product_attention(*args, **kwargs, mask=mask)
-        if out is not None:
-            return out
-        if mask is not None:
-            raise ValueError(
-                "apply_attention: argument 'mask' expected inference on tensors that "
-                "pixleap.ops.attention takes and no other mask, got a call with shapes "
-                f"{tuple(query.shape)}, {query.dtype}, {query.device}"
-            )
-        return func(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention:
+            func = functools.partial(_native, self.mask)
+        return func(*args, **(kwargs or {}))
 
 
-_PLAIN = _Substitute()
+class _Globals(dict[str, Any]):
+    """The globals of a function, except for the names that are held here."""
+
+    def __init__(self, of: dict[str, Any], **names: Any) -> None:
+        inside = {k: of[k] for k in ("__name__", "__package__", "__spec__") if k in of}  # imports
+        super().__init__(inside | names)
+        self.of = of
+
+    def __missing__(self, name: str) -> Any:
+        return self.of[name]
 
 
-def _of(cls: type, processor: Any) -> Any:
-    """An object of `cls` with the state of `processor`, weights of a module included."""
-    new = object.__new__(cls)
-    new.__dict__.update(vars(processor))
-    return new
+def _rebound(call: types.FunctionType, mask: MaskOf | None) -> types.FunctionType | None:
+    """A processor's `__call__` with native attention: diffusers' own code, in which the names that
+    lead to torch's attention mean ours. None where it uses neither of them."""
+    names: dict[str, Any] = {}
+    used = getattr(call, "__code__", None) and call.__code__.co_names
+    if used and "F" in used and "scaled_dot_product_attention" in used:
+        names["F"] = _Functional(mask)
+    if used and "dispatch_attention_fn" in used:
+        choose = call.__globals__["dispatch_attention_fn"]
+
+        def dispatch_attention_fn(*args: Any, **kwargs: Any) -> Any:
+            with _Mode(mask):
+                return choose(*args, **kwargs)
+
+        names["dispatch_attention_fn"] = dispatch_attention_fn
+    if not names:
+        return None
+    bound = types.FunctionType(
+        call.__code__, _Globals(call.__globals__, **names), call.__name__, call.__defaults__,
+        call.__closure__,
+    )  # fmt: skip
+    bound.__kwdefaults__ = call.__kwdefaults__
+    return bound
 
 
-def _rebuild(cls: type, state: dict[str, Any]) -> Any:
-    new = object.__new__(_accelerated(cls))
+def _with_state(cls: Any, state: dict[str, Any]) -> Any:
+    new: Any = object.__new__(cls)
     new.__dict__.update(state)
     return new
 
 
-@functools.cache
-def _accelerated(cls: type) -> type:
-    """A subclass of a processor's class. It keeps name and signature, which diffusers looks at."""
+def _rebuild(cls: Any, state: dict[str, Any]) -> Any:
+    return _with_state(_accelerated(cls), state)
 
-    @functools.wraps(cls.__call__)
+
+@functools.cache
+def _accelerated(cls: Any) -> Any:
+    """A subclass of a processor's class, or None where there is nothing to replace. It keeps name
+    and signature, which diffusers looks at."""
+    original = cls.__call__
+    plain = _rebound(original, None)
+    if plain is None:
+        return None
+
+    @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         mask = self.__dict__.get("_pixleap_mask")
         encoder = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
-        with _PLAIN if mask is None or encoder is not None else _Substitute(mask):
-            return cls.__call__(self, *args, **kwargs)
+        if mask is not None and encoder is None:
+            masked: Any = _rebound(original, mask)
+            return masked(self, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return original(self, *args, **kwargs)
+        return plain(self, *args, **kwargs)
 
     members = {
         "__call__": call,
@@ -88,7 +142,7 @@ def attention_processor(processor: Any = None, *, mask: MaskOf | None = None) ->
     Args:
         processor: any of diffusers' processors, which is not changed: AttnProcessor2_0 (the
             default), those of SD3, FLUX, PixArt, CogVideoX, PAG, IP-Adapter, ...: whatever calls
-            `torch.nn.functional.scaled_dot_product_attention`. Others work as before.
+            `F.scaled_dot_product_attention` or diffusers' `dispatch_attention_fn`.
         mask: for self-attention: called with the number of tokens at every call, returns one of
             `pixleap.masks`, an array that broadcasts to (B, H, L, L) and is added to the scores, or
             None. See `window_masks`.
@@ -97,14 +151,22 @@ def attention_processor(processor: Any = None, *, mask: MaskOf | None = None) ->
         A processor of a subclass, with the same state. The results are those of `processor` to
         rounding, except that a token which sees no key gets zeros.
 
+    Raises:
+        ValueError: a processor without such a call (AttnProcessor, SlicedAttnProcessor, ...).
+
     A call that the op does not cover goes to torch: gradients, dropout, heads wider than 256,
     float64, tensor subclasses, CUDA tensors in a build without the kernel, and while torch.compile
     traces. With a `mask` such a call raises ValueError.
     """
     processor = AttnProcessor2_0() if processor is None else processor
-    new = _of(_accelerated(getattr(processor, "_pixleap_plain", type(processor))), processor)
-    new.__dict__["_pixleap_mask"] = mask
-    return new
+    plain: Any = getattr(processor, "_pixleap_plain", type(processor))
+    cls = _accelerated(plain)
+    if cls is None:
+        raise ValueError(
+            "attention_processor: argument 'processor' expected one that calls torch's or "
+            f"diffusers' attention function, got {plain.__name__}"
+        )
+    return _with_state(cls, {**vars(processor), "_pixleap_mask": mask})
 
 
 def _attentions(target: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -125,7 +187,8 @@ def apply_attention(
 
     Args:
         target: a diffusers pipeline (all of its models) or any torch module.
-        layers: only those whose name in the model begins with one of these.
+        layers: only those whose name in the model begins with one of these. Layers whose processor
+            has no attention function to replace keep it.
         mask: as in `attention_processor`.
 
     Returns:
@@ -141,6 +204,9 @@ def apply_attention(
     found = False
     for name, module in _attentions(target):
         if prefixes is not None and not name.startswith(prefixes):
+            continue
+        plain: Any = getattr(module.processor, "_pixleap_plain", type(module.processor))
+        if _accelerated(plain) is None:
             continue
         found = True
         module.set_processor(attention_processor(module.processor, mask=mask))  # type: ignore[operator]
@@ -159,7 +225,6 @@ def remove_attention(target: Any) -> Any:
     for _, module in _attentions(target):
         plain = getattr(module.processor, "_pixleap_plain", None)
         if plain is not None:
-            processor = _of(plain, module.processor)
-            del processor.__dict__["_pixleap_mask"]
-            module.set_processor(processor)  # type: ignore[operator]
+            state = {k: v for k, v in vars(module.processor).items() if k != "_pixleap_mask"}
+            module.set_processor(_with_state(plain, state))  # type: ignore[operator]
     return target
