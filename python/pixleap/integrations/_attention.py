@@ -112,3 +112,99 @@ def scaled_dot_product_attention(
     return native(
         "attention", q.device, lambda: ops.attention(q, k, v, mask=mask, scale=scale, out=out)
     )
+
+
+class Cache:
+    """Keys and values of one layer, written in place. Models keep them as the tensors that their
+    own code would make by `torch.cat`; these are views here, and carry the cache with them."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.buffers: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def of(keys: Tensor, values: Tensor) -> Cache | None:
+        """The cache whose latest views these are."""
+        cache = getattr(keys, "_pixleap_cache", None)
+        if not isinstance(cache, Cache) or getattr(values, "_pixleap_cache", None) is not cache:
+            return None
+        return cache if getattr(keys, "_pixleap_length", -1) == cache.length else None
+
+    def attend(
+        self, qkv: Tensor, q_scale: Tensor | None, mask: Any, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Takes in qkv (B, L, 3, H, D), see `pixleap.ops.kv_append`, and attends to all tokens.
+
+        Returns:
+            the result (B, L, H * D), keys and values (B, H, length, D); None, and nothing is
+            changed, where the ops have no kernel for the device.
+        """
+        return native("attention", qkv.device, lambda: self._attend(qkv, q_scale, mask, scale))
+
+    def _attend(
+        self, qkv: Tensor, q_scale: Tensor | None, mask: Any, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, count, _, heads, dim = qkv.shape
+        end = self.length + count
+        k, v = self._room(qkv, end)
+        q, _, _ = ops.kv_append(qkv, k, v, self.length, q_scale=q_scale)
+        keys, values = k[:, :, :end], v[:, :, :end]
+        joined = qkv.new_empty(batch, count, heads * dim)
+        out = joined.view(batch, count, heads, dim).transpose(1, 2)
+        ops.attention(q, keys, values, mask=mask, scale=scale, out=out)
+        self.length = end
+        return joined, keys, values
+
+    def tag(self, *views: Tensor) -> None:
+        """Lets views of the present tokens carry the cache."""
+        for view in views:
+            view._pixleap_cache = self  # type: ignore[attr-defined]
+            view._pixleap_length = self.length  # type: ignore[attr-defined]
+
+    def _room(self, qkv: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Buffers for `end` tokens: as many as were asked for, then by doubling."""
+        old = self.buffers
+        if old is not None and end <= old[0].shape[2]:
+            return old
+        capacity = max(self.capacity, end if old is None else max(end, 2 * old[0].shape[2]))
+        batch, _, _, heads, dim = qkv.shape
+        k, v = (qkv.new_empty(batch, heads, capacity, dim) for _ in range(2))
+        if old is not None:
+            for new, x in ((k, old[0]), (v, old[1])):
+                new[:, :, : self.length] = x[:, :, : self.length]
+        self.buffers = k, v
+        return k, v
+
+
+class Patched:
+    """One attention module of somebody's model with `forward` replaced; subclasses say by what.
+
+    `fused` returns None for what it does not cover: the module's own forward takes that."""
+
+    def __init__(self, module: torch.nn.Module, capacity: int) -> None:
+        self.module: Any = module
+        self.capacity = capacity
+        self.original = module.forward
+        self.had_own = "forward" in vars(module)
+        module.forward = self.forward  # type: ignore[method-assign]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = None if torch.compiler.is_compiling() else self.fused(*args, **kwargs)
+        return self.original(*args, **kwargs) if out is None else out
+
+    def fused(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        if self.had_own:
+            self.module.forward = self.original
+        else:
+            del self.module.forward
+
+
+def unpatch(model: torch.nn.Module) -> None:
+    """Gives all patched modules their own forward back."""
+    for module in model.modules():
+        patched = getattr(vars(module).get("forward"), "__self__", None)
+        if isinstance(patched, Patched):
+            patched.restore()
