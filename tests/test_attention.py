@@ -97,6 +97,38 @@ def test_a_sample_alone_gives_the_same_bits() -> None:
         np.testing.assert_array_equal(alone, together[b : b + 1])
 
 
+@pytest.mark.parametrize("keys", [1, 101])
+def test_bits_do_not_depend_on_how_queries_are_cut_into_tasks(keys: int) -> None:
+    """With more threads a task takes fewer queries, and the last one may be left with few."""
+    q, k, v = normal(1, 1, 197, 64), normal(1, 1, keys, 64), normal(1, 1, keys, 64)
+    before, results = px.num_threads(), []
+    for threads in (1, 2, 3, 16):
+        px.set_num_threads(threads)
+        results.append(px.ops.attention(q, k, v))
+    px.set_num_threads(before)
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+def test_a_window_equals_roll_and_partition() -> None:
+    q, k, v = (normal(2, 3, 48, 16) for _ in range(3))
+    mask = px.masks.window(6, 8, (3, 4), (1, 3))
+    order = np.roll(np.arange(48).reshape(6, 8), (-1, -3), (0, 1))
+    out = px.ops.attention(q, k, v, mask=mask)
+    for rows in np.split(order, 2):
+        for tokens in (half.ravel() for half in np.split(rows, 2, axis=1)):
+            alone = px.ops.attention(*(x[:, :, tokens] for x in (q, k, v)))
+            np.testing.assert_array_equal(out[:, :, tokens], alone)
+    q[:, :, order[0, 0]] = k[:, :, order[0, 0]] = v[:, :, order[0, 0]] = np.nan
+    bad = np.isnan(px.ops.attention(q, k, v, mask=mask)).any((0, 1, 3))
+    np.testing.assert_array_equal(np.flatnonzero(bad), np.sort(order[:3, :4].ravel()))
+
+
+def test_identity_gives_the_values() -> None:
+    q, k, v = (normal(2, 3, 9, 20) for _ in range(3))
+    np.testing.assert_allclose(px.ops.attention(q, k, v, mask=px.masks.identity()), v, rtol=1e-6)
+
+
 def test_output_in_the_place_of_the_queries() -> None:
     q, k, v = normal(2, 2, 130, 24), normal(2, 2, 30, 24), normal(2, 2, 30, 24)
     want = px.ops.attention(q, k, v)
@@ -118,6 +150,7 @@ def test_compiled() -> None:
 
 
 A = np.zeros((2, 4, 5, 8), np.float32)
+BYTES = A.astype(np.int8)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +165,27 @@ A = np.zeros((2, 4, 5, 8), np.float32)
         ({"mask": px.masks.key_lengths([1, 2, 3])}, r"'visible' expected a shape broadcastable"),
         ({"mask": A[:, :, :4]}, r"'mask' expected a shape broadcastable to \(2, 4, 5, 5\)"),
         ({"mask": A[:, :, :, :5].astype("f8")}, r"'mask' expected dtype float32"),
+        ({"mask": px.masks.window(2, 2, 2)}, r"'mask' expected a grid of .*\(5, 5\), got 4"),
+        ({"mask": px.masks.window(1, 5, (1, 2))}, r"'mask' expected windows whose width divides 5"),
+        ({"mask": px.masks.window(5, 1, (0, 1))}, r"'mask' expected windows whose height .*got 0"),
+        ({"mask": px.masks.window(-1, -5, 1)}, r"'mask' expected a grid of as many tokens"),
+        ({"mask": px.masks.window(1 << 32, 5, 1)}, r"'mask' expected numbers below 2\^31"),
+        (
+            {"k": A[:, :, :4], "v": A[:, :, :4], "mask": px.masks.identity()},
+            r"'mask' expected a grid of .*\(5, 4\)",
+        ),
+        ({"k": BYTES}, r"'v' expected dtype int8 as 'k', got float32"),
+        ({"k": BYTES, "v": BYTES}, r"'k_scale' expected an array beside int8"),
+        ({"k_scale": A[..., 0]}, r"'k_scale' expected None beside keys of q's dtype, got an array"),
+        (
+            {
+                "k": A.astype("i1"),
+                "v": A.astype("i1"),
+                "k_scale": A[..., 0],
+                "v_scale": A[0, ..., 0],
+            },
+            r"'v_scale' expected shape \(2, 4, 5\), got \(4, 5\)",
+        ),
         ({"mask": "causal"}, r"'mask' expected an array"),
         ({"out": A}, r"'out' expected memory apart from 'k'"),
         ({"out": A[:1].copy()}, r"'out' expected shape \(2, 4, 5, 8\), got"),

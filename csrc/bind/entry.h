@@ -81,13 +81,13 @@ struct Argument<std::span<const Optional>> : ListArgument<Optional> {
   static constexpr const char* kind = "optionals";
 };
 
-// A list of numbers on the host.
-template <>
-struct Argument<std::span<const double>> {
-  static constexpr const char* kind = "floats";
-  std::vector<double> values;
+// A list of numbers on the host: `floats` or `ints`.
+template <class T>
+struct Argument<std::span<const T>> {
+  static constexpr const char* kind = std::is_integral_v<T> ? "ints" : "floats";
+  std::vector<T> values;
   Argument(CallScope& scope, PyObject* o, const char* name);
-  std::span<const double> get() const { return values; }
+  std::span<const T> get() const { return values; }
 };
 
 [[noreturn]] inline void reject_scalar(CallScope& scope, const char* name, const char* expected,
@@ -110,14 +110,6 @@ struct Argument<double> {
   }
   double get() const { return value; }
 };
-inline Argument<std::span<const double>>::Argument(CallScope& scope, PyObject* o,
-                                                   const char* name) {
-  if (!PyList_Check(o) && !PyTuple_Check(o)) reject_scalar(scope, name, "a list of numbers", o);
-  const Py_ssize_t n = PySequence_Fast_GET_SIZE(o);
-  values.reserve(static_cast<size_t>(n));
-  for (Py_ssize_t i = 0; i < n; ++i)
-    values.push_back(Argument<double>(scope, PySequence_Fast_GET_ITEM(o, i), name).get());
-}
 template <>
 struct Argument<int64_t> {
   static constexpr const char* kind = "int";
@@ -127,6 +119,14 @@ struct Argument<int64_t> {
   }
   int64_t get() const { return value; }
 };
+template <class T>
+Argument<std::span<const T>>::Argument(CallScope& scope, PyObject* o, const char* name) {
+  if (!PyList_Check(o) && !PyTuple_Check(o)) reject_scalar(scope, name, "a list of numbers", o);
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(o);
+  values.reserve(static_cast<size_t>(n));
+  for (Py_ssize_t i = 0; i < n; ++i)
+    values.push_back(Argument<T>(scope, PySequence_Fast_GET_ITEM(o, i), name).get());
+}
 template <>
 struct Argument<bool> {
   static constexpr const char* kind = "bool";

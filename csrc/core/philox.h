@@ -3,11 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define PIXLEAP_HD __host__ __device__
-#else
-#define PIXLEAP_HD
-#endif
+#include "core/host_device.h"
 
 // Random numbers that depend only on (seed, offset, element index): Philox4x32-10 of Salmon et al.,
 // "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).

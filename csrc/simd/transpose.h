@@ -33,15 +33,19 @@ PIXLEAP_INLINE void transpose(vf (&rows)[VW]) {
   if constexpr (H > 1) transpose<H / 2>(rows);
 }
 
-// Lane i of the result is the sum over the lanes of rows[i]. Uses `rows` up.
-template <int H = VW / 2>
-PIXLEAP_INLINE vf reduce_add_rows(vf (&rows)[VW]) {
+// Lane i of the result is f over the lanes of rows[i], in pairs. Uses `rows` up.
+template <int H = VW / 2, class F>
+PIXLEAP_INLINE vf reduce_rows(vf (&rows)[VW], F&& f) {
   for (int i = 0; i < H; ++i)
-    rows[i] = exchange_low<H>(rows[i], rows[i + H], Lanes{}) +
-              exchange_high<H>(rows[i], rows[i + H], Lanes{});
-  if constexpr (H > 1) return reduce_add_rows<H / 2>(rows);
+    rows[i] = f(exchange_low<H>(rows[i], rows[i + H], Lanes{}),
+                exchange_high<H>(rows[i], rows[i + H], Lanes{}));
+  if constexpr (H > 1) return reduce_rows<H / 2>(rows, f);
   return rows[0];
 }
+PIXLEAP_INLINE vf reduce_add_rows(vf (&rows)[VW]) {
+  return reduce_rows(rows, [](vf a, vf b) { return a + b; });
+}
+PIXLEAP_INLINE vf reduce_max_rows(vf (&rows)[VW]) { return reduce_rows(rows, vmax); }
 
 }  // namespace
 }  // namespace pixleap

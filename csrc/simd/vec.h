@@ -61,9 +61,18 @@ PIXLEAP_INLINE vf fma(vf a, vf b, vf c) {
 }
 
 PIXLEAP_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
-// NaN in `a` is kept by both (the comparison is false).
+// NaN in `a` is kept by both (the comparison is false). GCC 12 makes a comparison and a blend of
+// the plain form.
+#if defined(__AVX512F__)
+PIXLEAP_INLINE vf vmin(vf a, vf b) { return (vf)_mm512_maskz_min_ps(0xffff, (__m512)b, (__m512)a); }
+PIXLEAP_INLINE vf vmax(vf a, vf b) { return (vf)_mm512_maskz_max_ps(0xffff, (__m512)b, (__m512)a); }
+#elif defined(__AVX2__) && PIXLEAP_VECTOR_WIDTH == 8
+PIXLEAP_INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
+PIXLEAP_INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
+#else
 PIXLEAP_INLINE vf vmin(vf a, vf b) { return b < a ? b : a; }
 PIXLEAP_INLINE vf vmax(vf a, vf b) { return b > a ? b : a; }
+#endif
 PIXLEAP_INLINE vf vabs(vf a) { return bit_cast_to<vf>(bit_cast_to<vu>(a) & 0x7fffffffu); }
 
 PIXLEAP_INLINE vf load(const float* p) {
@@ -218,6 +227,23 @@ PIXLEAP_INLINE void store(f16_t* p, vf v) {
   r = magnitude > 0x7f800000u ? (vu{} + 0x7e00u) : r;
   const vh h = __builtin_convertvector(r | sign, vh);
   std::memcpy(p, &h, sizeof h);
+#endif
+}
+
+PIXLEAP_INLINE vf load(const int8_t* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  vf v;
+  for (int i = 0; i < VW; i += 8) {
+    const __m256 x = _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i))));
+    std::memcpy(reinterpret_cast<char*>(&v) + 4 * i, &x, 32);
+  }
+  return v;
+#else
+  typedef int8_t vb __attribute__((vector_size(VW)));
+  vb b;
+  std::memcpy(&b, p, sizeof b);
+  return __builtin_convertvector(b, vf);
 #endif
 }
 

@@ -20,6 +20,7 @@ _SCHEMA = {
     "float": "float",
     "floats": "float[]",
     "int": "int",
+    "ints": "int[]",
     "bool": "bool",
     "str": "str",
 }

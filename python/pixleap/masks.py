@@ -40,6 +40,38 @@ class key_lengths:
     lengths: Any
 
 
+@dataclass(frozen=True)
+class window:
+    """Tokens of a height x width grid, row after row, attend within windows of `size` (height,
+    width). `shift` (down, right) moves the windows that far; they wrap around the edges. Equal to
+    rolling the grid by -shift, partitioning it, attending in each window and undoing both (Swin,
+    Liu et al. 2021, without its masks; HiDiffusion's MSW-MSA, Zhang et al. 2024), without a copy.
+    The windows divide the grid. An integer serves for both numbers."""
+
+    height: int
+    width: int
+    size: int | tuple[int, int]
+    shift: int | tuple[int, int] = 0
+
+    def numbers(self, tokens: int) -> tuple[int, ...]:
+        """What the native op takes."""
+        pairs = (x if isinstance(x, tuple) else (x, x) for x in (self.size, self.shift))
+        return (self.height, self.width, *(n for pair in pairs for n in pair))
+
+
+@dataclass(frozen=True)
+class identity:
+    """Every token sees itself only, so that the output is v: the perturbed attention of PAG (Ahn et
+    al. 2024). Needs S = L."""
+
+    def numbers(self, tokens: int) -> tuple[int, ...]:
+        """What the native op takes: windows of one token; none where there are no tokens."""
+        return (1, tokens, 1, 1, 0, 0) if tokens else ()
+
+
+Mask = causal | block_causal | key_lengths | window | identity
+
+
 def visible_keys(
     mask: block_causal | key_lengths, q_shape: tuple[int, ...], k_shape: tuple[int, ...]
 ) -> Any:

@@ -64,6 +64,48 @@ def make(
     return build
 
 
+def int8(batch: int, heads: int, length: int, keys: int, dim: int, kv_heads: int, **kw: Any) -> Any:
+    """Keys and values as integers; their scales stay float32 in every dtype."""
+
+    def build(rng: np.random.Generator) -> Any:
+        q = rng.standard_normal((batch, heads, length, dim)).astype(np.float32)
+        size = (batch, kv_heads, keys, dim)
+        k, v = (rng.integers(-127, 128, size).astype(np.int8) for _ in range(2))
+        scales = (torch.from_numpy(rng.random(size[:3], np.float32) / 60) for _ in range(2))
+        names = ("k_scale", "v_scale")
+        return (q, k, v), {**dict(zip(names, scales, strict=True)), **kw}
+
+    return build
+
+
+def windowed_peer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> Any:
+    """Roll, partition, fused attention, and back."""
+    batch, heads, _, dim = q.shape
+    rows = mask.size
+    grid = (mask.height // rows, rows, mask.width // rows, rows)
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        x = x.view(batch, heads, mask.height, mask.width, dim)
+        x = x.roll((-mask.shift, -mask.shift), (2, 3)).view(batch, heads, *grid, dim)
+        return x.permute(0, 2, 4, 1, 3, 5, 6).reshape(-1, heads, rows * rows, dim)
+
+    out = torch.nn.functional.scaled_dot_product_attention(split(q), split(k), split(v))
+    out = out.view(batch, grid[0], grid[2], heads, rows, rows, dim).permute(0, 3, 1, 4, 2, 5, 6)
+    out = out.reshape(batch, heads, mask.height, mask.width, dim)
+    return out.roll((mask.shift, mask.shift), (2, 3)).reshape(q.shape)
+
+
+def windowed(batch: int, heads: int, side: int, size: int, shift: int, dim: int) -> Case:
+    tokens, mask = side * side, px.masks.window(side, side, size, shift)
+    return Case(
+        f"{batch} x {heads} x {side}x{side} windows of {size} shifted by {shift} D={dim}",
+        make(batch, heads, tokens, tokens, dim, mask=mask),
+        flops=4.0 * batch * heads * tokens * size * size * dim,
+        bytes=16.0 * batch * heads * tokens * dim,
+        peer=windowed_peer,
+    )
+
+
 def timed(name: str, batch: int, heads: int, length: int, keys: int, dim: int, **kw: Any) -> Case:
     seen = float(length * keys)
     if isinstance(kw.get("mask"), px.masks.causal):
@@ -88,6 +130,7 @@ def scales(name: str, sides: tuple[int, ...], batch: int, heads: int, dim: int) 
 
 
 CAUSAL = px.masks.causal()
+WINDOW = px.masks.window(6, 15, (3, 5), (-2, 4))
 LENGTHS = px.masks.key_lengths(np.array([7, 0, 3, 25]))
 
 CASES = [
@@ -109,6 +152,14 @@ CASES = [
     Case("mask", make(2, 3, 10, 103, 16, mask_shape=(2, 3, 10, 103), return_lse=True)),
     Case("mask of keys", make(2, 3, 3, 103, 16, mask_shape=(103,))),
     Case("mask of heads", make(2, 3, 10, 9, 16, mask_shape=(3, 10, 1))),
+    Case("windows", make(2, 2, 90, 90, 12, kv_heads=1, mask=WINDOW, return_lse=True)),
+    Case("large windows", make(1, 1, 264, 264, 16, mask=px.masks.window(12, 22, (12, 11), 5))),
+    Case("windows of two", make(1, 2, 12, 12, 16, mask=px.masks.window(3, 4, (1, 2), (0, 1)))),
+    Case("identity", make(2, 2, 7, 7, 16, mask=px.masks.identity(), return_lse=True)),
+    Case("more than a task", make(1, 1, 197, 130, 64, mask_shape=(197, 130))),
+    Case("int8", int8(2, 4, 50, 99, 24, kv_heads=2, return_lse=True)),
+    Case("int8, one query", int8(3, 2, 1, 103, 32, kv_heads=2)),
+    Case("int8, few queries", int8(1, 2, 4, 103, 20, kv_heads=2, mask=px.masks.causal())),
     *scales("VAR-d16", VAR_SCALES, 2, 16, 64),
     *scales("digits, 2 heads", DIGIT_SCALES, 200, 2, 32),
     *scales("digits, 4 heads", DIGIT_SCALES, 200, 4, 32),
@@ -117,6 +168,15 @@ CASES = [
     timed("TarFlow D=32", 100, 2, 8, 49, 32, mask=CAUSAL),
     timed("TarFlow D=64", 100, 1, 8, 49, 64, mask=CAUSAL),
     timed("TarFlow D=64", 100, 1, 49, 49, 64, mask=CAUSAL),
+    timed("dense", 1, 4, 1024, 1024, 64),
+    timed("TarFlow", 1, 8, 1024, 1024, 64, mask=CAUSAL),
+    timed("cached", 8, 16, 1, 1024, 64),
+    timed("DiT-XL D=72", 2, 16, 256, 256, 72),
+    timed("D=40", 1, 1, 4096, 4096, 40),
+    timed("D=128", 1, 4, 1024, 1024, 128),
+    timed("cross attention", 1, 8, 1024, 77, 64),
+    windowed(1, 8, 64, 16, 8, 64),
+    windowed(2, 10, 32, 8, 4, 64),
     timed(
         "VAR-d16 training mask",
         1,

@@ -5,38 +5,72 @@
 #include <span>
 
 #include "core/dispatch.h"
+#include "core/host_device.h"
 
 namespace pixleap {
 
 constexpr int kAttentionMaxDim = 256;
 constexpr int64_t kAttentionGrain = 1 << 18;  // multiply-adds per chunk of tasks
 
-// Queries of a task. Fixed by the head dimension, so that results depend on no batch or threads.
-static constexpr int64_t attention_query_block(int64_t dim) {
-  return dim <= 64 ? 64 : dim <= 128 ? 32 : 16;
+// Queries of a task, which share what is made of a block of keys: as many as its scratch holds,
+// fewer where threads would have nothing to do. No bit of the result depends on it.
+static inline int64_t attention_task_queries(int64_t dim, int64_t queries, int64_t parts,
+                                             int threads) {
+  int64_t most = dim <= 64 ? 192 : dim <= 128 ? 96 : 48;
+  const auto tasks = [&] { return parts * ((queries + most - 1) / most); };
+  while (most > 24 && tasks() < 4 * threads) most /= 2;
+  const int64_t blocks = (queries + most - 1) / most;  // of about one size
+  return blocks > 1 ? ((queries + blocks - 1) / blocks + 23) / 24 * 24 : most;
 }
 
+// Tokens of a height x width grid, row after row, attend within windows of rows x columns of the
+// grid rolled back by (down, right); it wraps around.
+struct AttentionWindow {
+  int64_t height, width, rows, columns, down, right;  // rows is 0 where there are no windows
+
+  int64_t count() const { return (height / rows) * (width / columns); }
+  int64_t size() const { return rows * columns; }
+  // Token number `cell` of a window.
+  PIXLEAP_HD int64_t token(int64_t window, int64_t cell) const {
+    const int64_t across = width / columns;
+    const int64_t y = window / across * rows + cell / columns + down;
+    const int64_t x = window % across * columns + cell % columns + right;
+    return y % height * width + x % width;
+  }
+};
+
 struct AttentionParams {
-  DType dtype;       // of q, k, v and out
-  const void* q;     // (batch, heads, queries, dim)
-  const void* k;     // (batch, kv_heads, keys, dim)
-  const void* v;     // (batch, kv_heads, keys, dim)
-  void* out;         // (batch, heads, queries, dim)
-  float* lse;        // (batch, heads, queries) or null
-  const void* mask;  // (batch, heads, queries, keys) added to the scores, or null
+  DType dtype;           // of q and out
+  DType kv_dtype;        // of k and v: dtype, or i8 with k_scale and v_scale
+  const void* q;         // (batch, heads, queries, dim)
+  const void* k;         // (batch, kv_heads, keys, dim)
+  const void* v;         // (batch, kv_heads, keys, dim)
+  void* out;             // (batch, heads, queries, dim)
+  float* lse;            // (batch, heads, queries) or null
+  const float* k_scale;  // (batch, kv_heads, keys): k is k_scale times the integers; null unless i8
+  const float* v_scale;  // (batch, kv_heads, keys)
+  const void* mask;      // (batch, heads, queries, keys) added to the scores, or null
   DType mask_dtype;
   const int64_t* visible;  // (batch, queries): how many keys a query sees, or null
   // In elements, 0 where an extent of 1 is repeated. The last one of q, k, v and out is 1.
   int64_t q_strides[3], k_strides[3], v_strides[3], out_strides[3], lse_strides[3];
-  int64_t mask_strides[4], visible_strides[2];
+  int64_t k_scale_strides[3], v_scale_strides[3], mask_strides[4], visible_strides[2];
   int64_t batch, heads, kv_heads, queries, keys, dim;
-  bool causal;  // query i sees keys up to keys - queries + i
+  AttentionWindow window;  // beside no other mask; queries = keys = height * width
+  bool causal;             // query i sees keys up to keys - queries + i
   float scale;
 };
 
+// What both fronts ask of queries and keys beyond the ranks; fills what `p` holds of keys and
+// values. k.ndim is 4; p.heads, p.kv_heads and p.dim are set.
+void attention_keys(const Check& check, AttentionParams& p, const View& q, const View& k,
+                    const View& v, const Optional& k_scale, const Optional& v_scale);
+
 // `out` is the output alone or with the log-sum-exp of the scores after it.
+// `window`: the six numbers of AttentionWindow, or none.
 void attention(std::span<const Out> out, const View& q, const View& k, const View& v,
-               const Optional& mask, const Optional& visible, bool causal, double scale);
+               const Optional& k_scale, const Optional& v_scale, const Optional& mask,
+               const Optional& visible, std::span<const int64_t> window, bool causal, double scale);
 
 PIXLEAP_DECLARE_KERNELS(attention, AttentionParams)
 

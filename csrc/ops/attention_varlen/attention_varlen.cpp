@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/parallel.h"
 #include "core/ragged.h"
 
 namespace pixleap {
@@ -16,7 +17,10 @@ struct Plan {
   std::vector<int64_t> chunks{0};
 
   Plan(std::vector<AttentionSequence>& sequences, int64_t heads, int64_t dim) {
-    const int64_t rows = attention_query_block(dim);
+    int64_t longest = 1;
+    for (const AttentionSequence& s : sequences) longest = std::max(longest, s.queries);
+    const int64_t rows = attention_task_queries(
+        dim, longest, heads * static_cast<int64_t>(sequences.size()), num_threads());
     const auto work = [&](const AttentionSequence& s) {
       return std::min(s.queries, rows) * s.keys * dim + 1;
     };
@@ -26,7 +30,8 @@ struct Plan {
     for (size_t i = 0; i < sequences.size(); ++i)
       for (int64_t head = 0; head < heads; ++head)
         for (int64_t query = 0; query < sequences[i].queries; query += rows) {
-          tasks.push_back({static_cast<int64_t>(i), head, query});
+          tasks.push_back(
+              {static_cast<int64_t>(i), head, query, std::min(sequences[i].queries - query, rows)});
           in_chunk += work(sequences[i]);
           if (in_chunk < kAttentionGrain) continue;
           chunks.push_back(static_cast<int64_t>(tasks.size()));
@@ -39,33 +44,24 @@ struct Plan {
 }  // namespace
 
 void attention_varlen(const Out& out, const View& q, const View& k, const View& v,
-                      const View& offsets, const View& lengths, const Optional& slots, bool causal,
-                      double scale) {
+                      const Optional& k_scale, const Optional& v_scale, const View& offsets,
+                      const View& lengths, const Optional& slots, bool causal, double scale) {
   const Check check("attention_varlen");
-  check.dtype(q, {DType::f32, DType::bf16, DType::f16});
   check.ndim(q, 3);
   check.ndim(k, 4);
   AttentionVarlenParams p{};
   AttentionParams& one = p.shared;
   one.batch = 1, one.heads = q.shape[1], one.dim = q.shape[2], one.kv_heads = k.shape[1];
-  check.value(one.dim >= 1 && one.dim <= kAttentionMaxDim, "q", "a head dimension of 1 to 256",
-              one.dim);
   check.shape(k, {-1, -1, -1, one.dim});
-  check.value(one.heads == 0 || (one.kv_heads > 0 && one.heads % one.kv_heads == 0), "k",
-              "a number of heads that divides " + std::to_string(one.heads), one.kv_heads);
-  check.same_shape(v, k);
-  for (const View* x : {&k, &v}) {
-    check.same_dtype(*x, q);
-    check.same_device(*x, q);
-  }
+  attention_keys(check, one, q, k, v, k_scale, v_scale);
   check.same_shape(out, q);
   check.same_dtype(out, q);
   check.same_device(out, q);
-  for (const View* x : {&q, &k, &v, static_cast<const View*>(&out)}) check.unit_last_stride(*x);
+  check.unit_last_stride(out);
   check.output(out);
   check.no_overlap(out, q, true);  // a task has read its queries before it writes them
-  check.no_overlap(out, k, false);
-  check.no_overlap(out, v, false);
+  for (const View* x : std::initializer_list<const View*>{&k, &v, &k_scale, &v_scale})
+    check.no_overlap(out, *x, false);
 
   const std::vector<int64_t> begins = sequence_offsets(check, offsets, q.shape[0]);
   const auto n = static_cast<int64_t>(begins.size()) - 1;
@@ -87,14 +83,11 @@ void attention_varlen(const Out& out, const View& q, const View& k, const View& 
   }
   if (out.numel() == 0) return;
 
-  one.dtype = q.dtype;
-  one.q = q.data, one.k = k.data, one.v = v.data, one.out = out.data;
+  one.out = out.data;
   for (size_t i = 0; i < 2; ++i) {  // (rows, heads) there, (heads, rows) here
     one.q_strides[2 - i] = q.strides[i];
     one.out_strides[2 - i] = out.strides[i];
   }
-  std::copy_n(k.strides, 3, one.k_strides);
-  std::copy_n(v.strides, 3, one.v_strides);
   one.causal = causal;
   one.scale = static_cast<float>(scale);
   const Plan plan(sequences, one.heads, one.dim);

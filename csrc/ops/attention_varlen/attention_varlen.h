@@ -12,7 +12,7 @@ struct AttentionSequence {
 };
 
 struct AttentionTask {  // a block of queries of one head
-  int64_t sequence, head, first_query;
+  int64_t sequence, head, first_query, queries;
 };
 
 struct AttentionVarlenParams {
@@ -24,8 +24,8 @@ struct AttentionVarlenParams {
 };
 
 void attention_varlen(const Out& out, const View& q, const View& k, const View& v,
-                      const View& offsets, const View& lengths, const Optional& slots, bool causal,
-                      double scale);
+                      const Optional& k_scale, const Optional& v_scale, const View& offsets,
+                      const View& lengths, const Optional& slots, bool causal, double scale);
 
 PIXLEAP_DECLARE_KERNELS(attention_varlen, AttentionVarlenParams)
 

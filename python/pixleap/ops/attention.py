@@ -12,7 +12,9 @@ def attention(
     k: Array,
     v: Array,
     *,
-    mask: Array | masks.causal | masks.block_causal | masks.key_lengths | None = None,
+    mask: Array | masks.Mask | None = None,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
     scale: float | None = None,
     out: Any = None,
     return_lse: bool = False,
@@ -21,10 +23,11 @@ def attention(
 
     Args:
         q: (B, H, L, D) float32, bfloat16 or float16; D from 1 to 256.
-        k, v: (B, Hkv, S, D) of q's dtype; Hkv divides H, and head h reads h // (H / Hkv). All three
-            may have any strides with a last one of 1.
+        k, v: (B, Hkv, S, D) of q's dtype, or int8; Hkv divides H, and head h reads h // (H / Hkv).
+            All three may have any strides with a last one of 1.
         mask: None, one of `pixleap.masks`, or an array that broadcasts to (B, H, L, S), float32 or
             q's dtype, added to the scaled scores; -inf hides a key.
+        k_scale, v_scale: (B, Hkv, S) float32, beside int8 k and v: what their integers count in.
         scale: default 1 / sqrt(D).
         out: like q, to write; may be q itself. With return_lse a pair, the second (B, H, L) and
             float32.
@@ -46,13 +49,16 @@ def attention(
         outputs = out or (empty(q, size), empty(q, size[:3], "float32"))
     else:
         outputs = (empty(q, size) if out is None else out,)
+    window: tuple[int, ...] = ()
     added, visible = mask, None
     causal = isinstance(mask, masks.causal)
     if causal:
         added = None
+    elif isinstance(mask, (masks.window, masks.identity)):
+        added, window = None, mask.numbers(size[2])
     elif isinstance(mask, (masks.block_causal, masks.key_lengths)):
         added, visible = None, masks.visible_keys(mask, size, shape(k, "attention", "k", 4))
     if scale is None:
         scale = 1.0 / math.sqrt(size[3] or 1)
-    _native.attention(outputs, q, k, v, added, visible, causal, scale)
+    _native.attention(outputs, q, k, v, k_scale, v_scale, added, visible, window, causal, scale)
     return tuple(outputs) if return_lse else outputs[0]

@@ -13,6 +13,8 @@ def attention_varlen(
     offsets: Array,
     lengths: Array,
     *,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
     slots: Array | None = None,
     causal: bool = True,
     scale: float | None = None,
@@ -23,12 +25,13 @@ def attention_varlen(
     Args:
         q: (R, H, D) float32, bfloat16 or float16, the queries of all sequences one after the
             other; D from 1 to 256. Any strides with a last one of 1, as for k and v.
-        k, v: (S, Hkv, T, D) of q's dtype: whole caches such as `KVCache.buffers`. Hkv divides H,
-            and head h reads h // (H / Hkv).
+        k, v: (S, Hkv, T, D) of q's dtype or int8: whole caches such as `KVCache.buffers`. Hkv
+            divides H, and head h reads h // (H / Hkv).
         offsets: (n + 1,) int64 on the host, from 0 up to R: rows offsets[i] to offsets[i + 1] - 1
             are sequence i's. It may have none.
         lengths: (n,) int64 on the host, 0 to T: sequence i has the first lengths[i] keys of its
             slot; the rest is not read.
+        k_scale, v_scale: (S, Hkv, T) float32, beside int8 k and v: what their integers count in.
         slots: (n,) int64 on the host: the slot, 0 to S - 1, whose keys and values sequence i reads.
             Several may read the same one. Default: sequence i reads slot i.
         causal: the last query of sequence i sees lengths[i] keys, and each one before it one less
@@ -50,5 +53,5 @@ def attention_varlen(
         out = empty(q, size)
     if scale is None:
         scale = 1.0 / math.sqrt(size[2] or 1)
-    _native.attention_varlen(out, q, k, v, offsets, lengths, slots, causal, scale)
+    _native.attention_varlen(out, q, k, v, k_scale, v_scale, offsets, lengths, slots, causal, scale)
     return out

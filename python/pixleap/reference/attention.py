@@ -13,11 +13,15 @@ def attention(
     v: np.ndarray,
     *,
     mask: Any = None,
+    k_scale: np.ndarray | None = None,
+    v_scale: np.ndarray | None = None,
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Any:
     """softmax(scale * q k^T + mask) v; see `pixleap.ops.attention`."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    if k_scale is not None and v_scale is not None:
+        k, v = k * k_scale[..., None], v * v_scale[..., None]
     batch, heads, queries, dim = q.shape
     groups, keys = heads // k.shape[1] if heads else 1, k.shape[2]
     k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
@@ -32,6 +36,14 @@ def attention(
         hidden |= np.concatenate([prefix, block])[j] > block[i]
     elif isinstance(mask, masks.key_lengths):
         hidden |= j >= np.asarray(mask.lengths)[:, None, None, None]
+    elif isinstance(mask, masks.identity):
+        hidden |= j != i
+    elif isinstance(mask, masks.window):
+        _, _, *size, down, right = mask.numbers(queries)
+        grid = np.mgrid[: mask.height, : mask.width]
+        rolled = (grid - np.reshape((down, right), (2, 1, 1))) % [[[mask.height]], [[mask.width]]]
+        of = (rolled // np.reshape(size, (2, 1, 1))).reshape(2, queries)  # a token's window
+        hidden |= (of[:, :, None] != of[:, None, :]).any(axis=0)
     elif mask is not None:
         scores = scores + np.asarray(mask, np.float64)
     scores = np.where(hidden, -np.inf, scores)

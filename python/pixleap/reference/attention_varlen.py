@@ -15,12 +15,16 @@ def attention_varlen(
     offsets: np.ndarray,
     lengths: np.ndarray,
     *,
+    k_scale: np.ndarray | None = None,
+    v_scale: np.ndarray | None = None,
     slots: np.ndarray | None = None,
     causal: bool = True,
     scale: float | None = None,
 ) -> np.ndarray:
     """Attention of every sequence by itself; see `pixleap.ops.attention_varlen`."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    if k_scale is not None and v_scale is not None:
+        k, v = k * k_scale[..., None], v * v_scale[..., None]
     out = np.zeros_like(q)
     for i, (begin, end) in enumerate(pairwise(offsets)):
         slot, keys = i if slots is None else slots[i], lengths[i]
