@@ -333,3 +333,82 @@ def test_compiled_models_keep_torchs_attention() -> None:
     want = model(**inputs).sample
     compiled = torch.compile(apply_attention(model), backend="eager")
     torch.testing.assert_close(compiled(**inputs).sample, want, atol=1e-5, rtol=0)
+
+
+def rolled_windows(attn: Any, x: Tensor, rows: int, columns: int, quarter: int) -> Tensor:
+    """HiDiffusion's way: roll, partition, attend, reverse, roll back."""
+    high, wide = rows // 2, columns // 2
+    shift = high // 4 * quarter, wide // 4 * quarter
+    grid = x.unflatten(1, (rows, columns)).roll((-shift[0], -shift[1]), (1, 2))
+    windows = grid.unflatten(2, (2, wide)).unflatten(1, (2, high)).permute(0, 1, 3, 2, 4, 5)
+    y = attn(windows.reshape(-1, high * wide, x.shape[2]))
+    y = y.view(len(x), 2, 2, high, wide, -1).permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
+    return y.roll(shift, (1, 2)).flatten(1, 2)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
+def test_window_attention(size: tuple[int, int], calls: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    attn = processors.Attention(16, heads=2, dim_head=8).eval().requires_grad_(False)
+    x, (rows, columns) = torch.randn(2, size[0] * size[1], 16), size
+    wanted = [rolled_windows(attn, x, rows, columns, quarter) for quarter in range(4)]
+    whole = attn(x)
+    latent = () if rows == columns else (8 * rows, 8 * columns)  # any multiple of the grid
+    masks = px.integrations.diffusers.window_masks(
+        *latent, generator=torch.Generator().manual_seed(5)
+    )
+    attn.set_processor(px.integrations.diffusers.attention_processor(mask=masks))
+    draws = torch.Generator().manual_seed(5)
+    seen = set()
+    for _ in range(40):
+        drawn = torch.rand(1, generator=draws).item()
+        quarter = 0 if drawn <= 0.25 else 1 if drawn <= 0.5 else 2 if drawn <= 0.75 else 3
+        torch.testing.assert_close(attn(x), wanted[quarter], atol=2e-6, rtol=0)
+        seen.add(quarter)
+    assert seen == {0, 1, 2, 3} and len(calls) == 40
+    # Cross-attention is left whole.
+    attn(x, encoder_hidden_states=x)
+    torch.testing.assert_close(attn(x, encoder_hidden_states=x), whole, atol=2e-6, rtol=0)
+    with pytest.raises(ValueError, match="expected a grid of even sides, got 15"):
+        attn(x[:, :15])
+    with pytest.raises(ValueError, match="'mask' expected inference on tensors"):
+        attn(x.requires_grad_())
+
+
+def test_window_attention_in_a_model(calls: list[tuple[int, ...]]) -> None:
+    model, inputs = build("unet")
+    apply_attention(model)
+    whole = model(**inputs).sample
+    layers = ["down_blocks.1.attentions", "up_blocks.0.attentions"]
+    masks = px.integrations.diffusers.window_masks()
+    apply_attention(model, layers=layers, mask=masks)
+    calls.clear()
+    torch.manual_seed(0)
+    windows = model(**inputs).sample
+    assert (windows - whole).abs().max() > 1e-4 and len(calls) == MODELS["unet"][1]
+    torch.manual_seed(0)
+    assert torch.equal(model(**inputs).sample, windows)
+    apply_attention(model)
+    assert torch.equal(model(**inputs).sample, whole)
+
+
+def test_identity_attention(calls: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    attn = processors.Attention(16, heads=2, dim_head=8).eval().requires_grad_(False)
+    x = torch.randn(2, 7, 16)
+    attn.set_processor(
+        px.integrations.diffusers.attention_processor(mask=lambda tokens: px.masks.identity())
+    )
+    torch.testing.assert_close(attn(x), attn.to_out[0](attn.to_v(x)), atol=1e-6, rtol=0)
+    attn.set_processor(  # an additive array, which keeps the first 3 tokens to themselves
+        px.integrations.diffusers.attention_processor(
+            mask=lambda tokens: torch.zeros(tokens, tokens).index_fill_(
+                1, torch.arange(3, tokens), -torch.inf
+            )
+        )
+    )
+    plain = processors.Attention(16, heads=2, dim_head=8).eval().requires_grad_(False)
+    plain.load_state_dict(attn.state_dict())
+    want = plain(x, encoder_hidden_states=x[:, :3])
+    torch.testing.assert_close(attn(x), want, atol=2e-6, rtol=0)
+    assert len(calls) == 2

@@ -125,10 +125,11 @@ class Cache:
     @staticmethod
     def of(keys: Tensor, values: Tensor) -> Cache | None:
         """The cache whose latest views these are."""
-        cache = getattr(keys, "_pixleap_cache", None)
-        if not isinstance(cache, Cache) or getattr(values, "_pixleap_cache", None) is not cache:
+        cache: Cache | None = getattr(keys, "_pixleap_cache", None)
+        if cache is None:
             return None
-        return cache if getattr(keys, "_pixleap_length", -1) == cache.length else None
+        same = getattr(values, "_pixleap_cache", None) is cache
+        return cache if same and getattr(keys, "_pixleap_length", -1) == cache.length else None
 
     def attend(
         self, qkv: Tensor, q_scale: Tensor | None, mask: Any, scale: float

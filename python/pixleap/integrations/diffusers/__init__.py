@@ -18,7 +18,13 @@ published methods.
 
 from __future__ import annotations
 
-from .attention import apply_attention, attention_processor, remove_attention
+from .attention import (
+    HIDIFFUSION_LAYERS,
+    apply_attention,
+    attention_processor,
+    remove_attention,
+    window_masks,
+)
 from .multistep import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
@@ -41,6 +47,7 @@ from .sigma import (
 from .trained import DDIMScheduler, DDPMScheduler, LCMScheduler, PNDMScheduler, TCDScheduler
 
 __all__ = [
+    "HIDIFFUSION_LAYERS",
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
@@ -64,4 +71,5 @@ __all__ = [
     "apply_attention",
     "attention_processor",
     "remove_attention",
+    "window_masks",
 ]

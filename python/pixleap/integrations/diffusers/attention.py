@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,9 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ... import masks
 from .. import _attention
 
 MaskOf = Callable[[int], Any]
+
+# Where HiDiffusion puts its windows: layers at the first resolution that has attention.
+HIDIFFUSION_LAYERS = {
+    "sd15": ("down_blocks.0.", "up_blocks.3."),
+    "sdxl": ("down_blocks.1.", "up_blocks.1."),
+}
 
 
 def _native(mask_of: MaskOf | None, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -167,6 +175,47 @@ def attention_processor(processor: Any = None, *, mask: MaskOf | None = None) ->
             f"diffusers' attention function, got {plain.__name__}"
         )
     return _with_state(cls, {**vars(processor), "_pixleap_mask": mask})
+
+
+def window_masks(
+    height: int | None = None, width: int | None = None, generator: torch.Generator | None = None
+) -> MaskOf:
+    """HiDiffusion's window attention (MSW-MSA; Zhang et al., ECCV 2024) as a `mask`:
+
+        apply_attention(pipe.unet)
+        apply_attention(pipe.unet, layers=HIDIFFUSION_LAYERS["sdxl"], mask=window_masks())
+
+    The tokens of a layer are 2 x 2 windows, each half as high and as wide as the grid, moved by 0,
+    1/4, 2/4 or 3/4 of a window. Every call of every layer draws its shift anew, by one
+    `torch.rand(1)` as in github.com/megvii-research/HiDiffusion. Attention is then a quarter of the
+    work, and nothing is rolled or partitioned.
+
+    Args:
+        height, width: of the latent, or of anything with its aspect ratio; None for square grids.
+        generator: of the shifts; None for torch's global one.
+
+    Raises:
+        ValueError: when called, a grid with an odd side. HiDiffusion interpolates it, at a loss of
+            quality that it warns of.
+    """
+
+    def mask(tokens: int) -> masks.window:
+        if height is None or width is None:
+            rows = columns = math.isqrt(tokens)
+        else:
+            ratio = max(1, round(math.sqrt(height * width / tokens)))
+            rows, columns = -(-height // ratio), -(-width // ratio)
+        if rows * columns != tokens or rows % 2 or columns % 2:
+            raise ValueError(
+                f"window_masks: argument 'tokens' expected a grid of even sides, got {tokens}, of "
+                f"which {rows} x {columns} was made"
+            )
+        quarter = max(0, math.ceil(4 * float(torch.rand(1, generator=generator))) - 1)
+        size = rows // 2, columns // 2
+        shift = size[0] // 4 * quarter, size[1] // 4 * quarter
+        return masks.window(rows, columns, size, shift)
+
+    return mask
 
 
 def _attentions(target: Any) -> Iterator[tuple[str, nn.Module]]:
