@@ -6,7 +6,7 @@
 namespace pixleap {
 namespace {
 
-constexpr int64_t kTileFloats = 8192;    // of the K and V tiles
+constexpr int64_t kTileFloats = 16384;   // of the K and V tiles
 constexpr int64_t kQueryFloats = 12288;  // of the Q and O tiles
 constexpr int64_t kMaxQueries = 192;     // in a task
 constexpr int64_t kRows = 48;            // queries whose weights are held at a time
@@ -15,7 +15,7 @@ constexpr int64_t kTransposeFrom = 6;    // queries, from which transposing K pa
 constexpr int64_t kDirectUpTo = 2;       // queries, up to which converting K and V does not
 
 // Keys of a block, for a padded head dimension: the K and V tiles stay near the first cache level.
-constexpr int64_t key_block(int64_t dim) { return dim <= 64 ? kMaxKeys : dim <= 128 ? 48 : 32; }
+constexpr int64_t key_block(int64_t dim) { return dim <= 128 ? kMaxKeys : 48; }
 
 struct Scratch {                          // on the stack of a task
   alignas(64) float q[kQueryFloats];      // (queries, dim), times scale / ln 2

@@ -7,21 +7,21 @@ namespace {
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-// 2^x for x <= 0 or NaN, to 1e-7; 1 at 0, and 0 below -126.5. Scores are kept in units of ln 2,
-// which spares the product and the two-step reduction of exp.
-PIXLEAP_INLINE vf exp2_nonpositive(vf x) {
+// x to 2^x in place, for x <= 0 or NaN, to 1e-7; 1 at 0, and 0 below -126.5. Scores are kept in
+// units of ln 2, which spares the product and the two-step reduction of exp. Step by step for all
+// U: one after the other, the chains of dependent operations would fill the scheduler.
+template <int U>
+PIXLEAP_INLINE void exp2_nonpositive(vf (&x)[U]) {
   const vf magic = splat(12582912.f + 127.f);  // 1.5 * 2^23: adding it rounds; the exponent's bias
-  const vf clamped = vmax(x, splat(-127.f));
-  const vf shifted = clamped + magic;
-  const vf r = clamped - (shifted - magic);
-  vf y = splat(1.5594677551e-4f);
-  y = fma(y, r, splat(1.3406643905e-3f));
-  y = fma(y, r, splat(9.6176929749e-3f));
-  y = fma(y, r, splat(5.5503105510e-2f));
-  y = fma(y, r, splat(2.4022652783e-1f));
-  y = fma(y, r, splat(6.9314721497e-1f));
-  y = fma(y, r, splat(1.f));
-  return y * bit_cast_to<vf>(bit_cast_to<vu>(shifted) << 23);
+  vf power[U], y[U];
+  for (int u = 0; u < U; ++u) x[u] = vmax(x[u], splat(-127.f));
+  for (int u = 0; u < U; ++u) power[u] = x[u] + magic;
+  for (int u = 0; u < U; ++u) x[u] = x[u] - (power[u] - magic);
+  for (int u = 0; u < U; ++u) y[u] = fma(splat(1.5594677551e-4f), x[u], splat(1.3406643905e-3f));
+  for (const float c :
+       {9.6176929749e-3f, 5.5503105510e-2f, 2.4022652783e-1f, 6.9314721497e-1f, 1.f})
+    for (int u = 0; u < U; ++u) y[u] = fma(y[u], x[u], splat(c));
+  for (int u = 0; u < U; ++u) x[u] = y[u] * bit_cast_to<vf>(bit_cast_to<vu>(power[u]) << 23);
 }
 
 // One row of a broadcast mask from key j on: any element stride.
@@ -92,16 +92,22 @@ void soften_rows(Softmax& s, int64_t rows, float* scores, int64_t ld) {
         r < rows && s.count[r] > 0 ? top_of_row(scores + r * ld, s.count[r]) : splat(-kInfinity);
   const vf max = vmax(s.max, reduce_max_rows(lanes));
   const vf shift = select(max == splat(-kInfinity), vf{}, max);
-  s.decay = select(max == s.max, splat(1.f), exp2_nonpositive(s.max - shift));
+  vf decay[] = {s.max - shift};
+  exp2_nonpositive(decay);
+  s.decay = select(max == s.max, splat(1.f), decay[0]);
   for (int r = 0; r < VW; ++r) {
     vf sum{};
     if (r < rows) {
       const vf top = splat(shift[r]);
-      for (int64_t j = 0; j < s.count[r]; j += VW) {
-        const vf weight = exp2_nonpositive(load(scores + r * ld + j) - top);
-        store(scores + r * ld + j, weight);
-        sum += weight;
-      }
+      const auto weigh = [&]<int U>(int64_t j) {
+        vf x[U];
+        for (int u = 0; u < U; ++u) x[u] = load(scores + r * ld + j + u * VW) - top;
+        exp2_nonpositive(x);
+        for (int u = 0; u < U; ++u) store(scores + r * ld + j + u * VW, x[u]), sum += x[u];
+      };
+      int64_t j = 0;
+      for (; j + 4 * VW <= s.count[r]; j += 4 * VW) weigh.template operator()<4>(j);
+      for (; j < s.count[r]; j += VW) weigh.template operator()<1>(j);
     }
     lanes[r] = sum;
   }
