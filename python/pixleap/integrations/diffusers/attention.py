@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -134,6 +135,8 @@ def _accelerated(cls: Any) -> Any:
             return original(self, *args, **kwargs)
         return plain(self, *args, **kwargs)
 
+    # diffusers asks for the signature at every call; said here, it needs no search.
+    call.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     members = {
         "__call__": call,
         "__reduce__": lambda self: (_rebuild, (cls, dict(vars(self)))),
