@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES = ("diffusers", "pytorch_fid", "torchmetrics", "var")
+_MODULES = ("diffusers", "pytorch_fid", "tarflow", "torchmetrics", "var")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,9 @@
 
 var = px.integrations.var.accelerate(var)
 var.autoregressive_infer_cfg(B=8, label_B=207, cfg=4, top_k=900, top_p=0.95, g_seed=0)
+
+`accelerate` takes over the whole sampling loop. `patch` fuses the attention layers only and leaves
+everything else, loop, draws and training, to the model.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from torch import Tensor, nn
 from ..decode import NextScaleDecoder
 from ..models.var import class_labels
 from ..models.var_load import var_from_states
+from .var_attention import patch, unpatch
+
+__all__ = ["AcceleratedVAR", "accelerate", "patch", "unpatch"]
 
 
 def _tokeniser(model: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from .lincomb import lincomb
 from .linear import linear
 from .linear_pack import linear_pack
 from .matrix_sqrt import matrix_sqrt
+from .merge_attention import merge_attention
 from .moments import moments
 from .next_scale_update import next_scale_update
 from .nuclear_norm import nuclear_norm
@@ -50,6 +51,7 @@ __all__ = [
     "linear",
     "linear_pack",
     "matrix_sqrt",
+    "merge_attention",
     "moments",
     "next_scale_update",
     "nuclear_norm",

@@ -1,4 +1,5 @@
-"""diffusers' schedulers with `step` as one fused pass; needs torch and diffusers.
+"""diffusers' schedulers with `step` as one fused pass, and its models with native attention; needs
+torch and diffusers.
 
     import pixleap as px
     pipe.scheduler = px.integrations.diffusers.UniPCMultistepScheduler.from_config(
@@ -10,10 +11,20 @@ Each class is a subclass of diffusers' class of its name: configuration, timeste
 same generator. What is not covered (`s_churn`, learned variances, gradients, ...) raises ValueError
 with the option's name. `scheduler.compat = "consistent"` replaces diffusers' deviations from the
 published methods.
+
+`apply_attention(pipe)` gives all attention layers of a pipeline processors that run
+`pixleap.ops.attention`; `attention_processor` makes one; `remove_attention` takes them out.
 """
 
 from __future__ import annotations
 
+from .attention import (
+    HIDIFFUSION_LAYERS,
+    apply_attention,
+    attention_processor,
+    remove_attention,
+    window_masks,
+)
 from .multistep import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
@@ -36,6 +47,7 @@ from .sigma import (
 from .trained import DDIMScheduler, DDPMScheduler, LCMScheduler, PNDMScheduler, TCDScheduler
 
 __all__ = [
+    "HIDIFFUSION_LAYERS",
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
@@ -56,4 +68,8 @@ __all__ = [
     "SASolverScheduler",
     "TCDScheduler",
     "UniPCMultistepScheduler",
+    "apply_attention",
+    "attention_processor",
+    "remove_attention",
+    "window_masks",
 ]

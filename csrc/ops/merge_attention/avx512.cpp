@@ -1,0 +1,1 @@
+#include "ops/merge_attention/kernel.inl"
