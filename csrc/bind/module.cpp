@@ -6,6 +6,9 @@
 #include "bind/entry.h"
 #include "core/cpu_features.h"
 #include "core/parallel.h"
+#if defined(PIXLEAP_CUDA_EMULATE)
+#include "cuda/emulate/engine.h"
+#endif
 #include "ops_list.h"  // made by the build: includes every ops/<op>/<op>.h
 
 namespace py = pybind11;
@@ -100,6 +103,24 @@ PYBIND11_MODULE(_native, m) {
       if (isa_available(static_cast<Isa>(i))) names.emplace_back(isa_name(static_cast<Isa>(i)));
     return names;
   });
+#if defined(PIXLEAP_CUDA_EMULATE)
+  m.def(
+      "emulate_cuda",
+      [](const std::string& order, uint64_t seed) {
+        using emulate::Order;
+        const std::pair<const char*, Order> names[] = {{"off", Order::off},
+                                                       {"forward", Order::forward},
+                                                       {"reverse", Order::reverse},
+                                                       {"shuffle", Order::shuffle}};
+        for (const auto& [name, value] : names)
+          if (order == name) return emulate::set_order(value, seed);
+        throw py::value_error(
+            "emulate_cuda: argument 'order' expected off, forward, reverse or shuffle, got " +
+            order);
+      },
+      py::arg("order"), py::arg("seed") = 0,
+      "CPU arrays go to the CUDA kernels, run on the CPU; order: which thread goes on.");
+#endif
 #if defined(PIXLEAP_CUDA)
   m.attr("built_with_cuda") = true;
 #else

@@ -13,6 +13,12 @@
 
 namespace pixleap {
 
+#if defined(PIXLEAP_CUDA_EMULATE)
+namespace emulate {
+bool enabled();  // CPU arrays go to the CUDA kernels: see cuda/emulate/engine.h
+}
+#endif
+
 template <class Params>
 struct KernelTable {
   using Kernel = void (*)(const Params&);
@@ -27,6 +33,9 @@ struct KernelTable {
                            "' is on a CUDA device, but this build has no CUDA kernel of the op");
       return cuda(params, like.device);
     }
+#if defined(PIXLEAP_CUDA_EMULATE)
+    if (cuda && emulate::enabled()) return cuda(params, like.device);
+#endif
     int isa = static_cast<int>(active_isa());
     while (!cpu[isa]) --isa;  // scalar always exists
     cpu[isa](params);
@@ -48,7 +57,7 @@ struct KernelTable {
 #define PIXLEAP_AMX_KERNEL(op) nullptr
 #endif
 
-#if defined(PIXLEAP_CUDA)
+#if defined(PIXLEAP_CUDA) || defined(PIXLEAP_CUDA_EMULATE)
 #define PIXLEAP_CUDA_KERNEL(op) op##_cuda
 #else
 #define PIXLEAP_CUDA_KERNEL(op) nullptr

@@ -9,6 +9,9 @@
 
 #include "core/check.h"
 #include "core/view.h"
+#if defined(PIXLEAP_CUDA_EMULATE)
+#include "cuda/emulate/engine.h"
+#endif
 
 namespace pixleap {
 
@@ -53,16 +56,49 @@ inline unsigned grid_for(int64_t items, int block) {
   return static_cast<unsigned>(blocks < 132 * 16 ? blocks : 132 * 16);  // grid-stride loops
 }
 
+// Dynamic shared memory of the block, aligned to 16 bytes. Kernels take it from here, not from an
+// `extern __shared__` of their own: the emulation has no other way to give it.
+__device__ inline unsigned char* dynamic_shared() {
+#if defined(PIXLEAP_CUDA_EMULATE)
+  return emulate::dynamic_shared();
+#else
+  extern __shared__ uint4 pixleap_dynamic_shared[];
+  return reinterpret_cast<unsigned char*>(pixleap_dynamic_shared);
+#endif
+}
+
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared_bytes = 0;  // of dynamic_shared(); above 48 KiB it is asked for
+};
+
+// The only place that launches. `device` is that of the caller's arrays, with their stream.
 template <class Kernel, class... Args>
-void launch(Kernel kernel, unsigned grid, int block, const Device& device, const Args&... args) {
+void launch(Kernel kernel, const LaunchShape& shape, const Device& device, const Args&... args) {
+#if defined(PIXLEAP_CUDA_EMULATE)
+  static_cast<void>(device);
+  emulate::run_grid(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(args...); });
+#else
   int current = 0;
   cudaGetDevice(&current);
   if (current != device.index) cudaSetDevice(device.index);
-  kernel<<<grid, block, 0, static_cast<cudaStream_t>(device.stream)>>>(args...);
+  if (shape.shared_bytes > 48 * 1024)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shape.shared_bytes));
+  const auto& [grid, block, bytes] = shape;
+  // clang-format off: it takes >>> apart
+  kernel<<<grid, block, bytes, static_cast<cudaStream_t>(device.stream)>>>(args...);
+  // clang-format on
   const cudaError_t error = cudaGetLastError();
   if (current != device.index) cudaSetDevice(current);
   if (error != cudaSuccess)
     throw BackendError(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
+#endif
+}
+
+template <class Kernel, class... Args>
+void launch(Kernel kernel, unsigned grid, int block, const Device& device, const Args&... args) {
+  launch(kernel, LaunchShape{dim3(grid), dim3(static_cast<unsigned>(block))}, device, args...);
 }
 
 }  // namespace pixleap

@@ -1,0 +1,2 @@
+#pragma once
+#include "cuda/emulate/cuda_runtime.h"
