@@ -28,8 +28,8 @@ static inline int64_t attention_task_queries(int64_t dim, int64_t queries, int64
 struct AttentionWindow {
   int64_t height, width, rows, columns, down, right;  // rows is 0 where there are no windows
 
-  int64_t count() const { return (height / rows) * (width / columns); }
-  int64_t size() const { return rows * columns; }
+  PIXLEAP_HD int64_t count() const { return (height / rows) * (width / columns); }
+  PIXLEAP_HD int64_t size() const { return rows * columns; }
   // Token number `cell` of a window.
   PIXLEAP_HD int64_t token(int64_t window, int64_t cell) const {
     const int64_t across = width / columns;
