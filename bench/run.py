@@ -1,11 +1,15 @@
 """Times every case that has a peer, ours and the peer's interleaved in one run.
 
     python bench/run.py [op | suite ...] [--threads 1 2] [--dtype float32] [--isa avx2] [--save]
+    python bench/run.py [op ...] --device cuda [--dtype bfloat16] [--save [--results FOLDER]]
 
 The table gives medians, their ratio, and which share of the measured limit (copy bandwidth, GEMM
 rate) our time is. What is timed is compared with the reference first. `--save` writes
 bench/results/<op>.md with the command and the machine above the table. Suites (bench/suites/)
 compare whole tasks with the libraries that people use for them; they run only where named.
+
+With `--device cuda` arrays, peers and limits are the GPU's: calls are captured in graphs, timed by
+events, and a case whose op has no CUDA kernel is left out with a line that says so.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
 
-from timing import ROUNDS, interleaved, limits, seconds  # noqa: E402
+from timing import ROUNDS, device_interleaved, device_limits, interleaved, limits, seconds  # noqa: E402
 
 import pixleap as px  # noqa: E402
 from pixleap import _native  # noqa: E402
@@ -40,6 +44,7 @@ from harness import (  # noqa: E402
     as_list,
     assert_close,
     cases_of,
+    map_arrays,
     ops_with_cases,
     run_op,
     run_reference,
@@ -63,9 +68,11 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def time_case(op: str, case: Case, dtype: str) -> dict[str, Any]:
+def time_case(op: str, case: Case, dtype: str, device: str = "cpu") -> dict[str, Any]:
     args, kwargs = to_torch(list(case.make(np.random.default_rng(7))), dtype)
     expected = run_reference(op, args, kwargs)  # first: some ops write into their arguments
+    if device == "cuda":
+        args, kwargs = map_arrays(lambda t: to_device(t, case), [args, kwargs])
     result = run_op(op, args, kwargs)
     assert_close(result, expected, case, dtype)
     if case.has_out:
@@ -76,11 +83,17 @@ def time_case(op: str, case: Case, dtype: str) -> dict[str, Any]:
     front, peer = getattr(px.ops, op), case.peer
     assert peer is not None
     with torch.no_grad():
-        ours, theirs = interleaved(
+        ours, theirs = (device_interleaved if device == "cuda" else interleaved)(
             lambda: front(*args, **kwargs_out), lambda: peer(*args, **kwargs)
         )
     ratio = statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
     return {"ours": statistics.median(ours), "peer": statistics.median(theirs), "ratio": ratio}
+
+
+def to_device(t: torch.Tensor, case: Case) -> torch.Tensor:
+    """float64 arrays, and integers that an op reads on the host, stay there."""
+    on_host = t.dtype == torch.float64 or (case.host_integers and t.dtype == torch.int64)
+    return t if on_host else t.to("cuda")
 
 
 def overhead_table(threads: int) -> list[str]:
@@ -105,9 +118,12 @@ def overhead_table(threads: int) -> list[str]:
     return ["### overhead", "", *head, *rows, ""]
 
 
-def op_table(op: str, threads: int, dtype: str, bandwidth: float, rate: float) -> list[str]:
+def op_table(
+    op: str, threads: int, dtype: str, bandwidth: float, rate: float, device: str = "cpu"
+) -> list[str]:
+    where = "CUDA" if device == "cuda" else f"{threads} thread{'s' if threads > 1 else ''}"
     rows = [
-        f"### {op}, {dtype}, {threads} thread{'s' if threads > 1 else ''}",
+        f"### {op}, {dtype}, {where}",
         "",
         "| case | pixleap | peer | ratio | GB/s | GFLOP/s | share of limit |",
         "|---|---|---|---|---|---|---|",
@@ -118,7 +134,14 @@ def op_table(op: str, threads: int, dtype: str, bandwidth: float, rate: float) -
         )  # an op of one dtype is timed in it
         if case.peer is None or own not in case.dtypes:
             continue
-        t = time_case(op, case, own)
+        try:
+            t = time_case(op, case, own, device)
+        except RuntimeError as error:
+            if device != "cuda":
+                raise
+            # One op or peer that the device cannot run does not end the others' tables.
+            print(f"{op}, {case.name}: left out: {str(error).splitlines()[0]}", flush=True)
+            continue
         moved = case.bytes * getattr(torch, own).itemsize / 4
         floor = max(moved / bandwidth, case.flops / rate)
         rows.append(
@@ -130,6 +153,16 @@ def op_table(op: str, threads: int, dtype: str, bandwidth: float, rate: float) -
     return [*rows, ""] if len(rows) > 4 else []
 
 
+def device_table(op: str, dtype: str, bandwidth: float, rate: float) -> list[str]:
+    rows = op_table(op, 1, dtype, bandwidth, rate, "cuda")
+    head = (
+        f"Measured limits: copy {bandwidth / 1e9:.0f} GB/s, "
+        f"{dtype} GEMM {rate / 1e12:.1f} TFLOP/s. "
+        "Inputs are those of the call before and may lie in L2.\n"
+    )
+    return [head, *rows] if rows else []
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pixleap bench", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -138,21 +171,36 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--isa", choices=px.available_isas())
-    parser.add_argument("--save", action="store_true", help="write bench/results/<op>.md")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--save", action="store_true", help="write <op>.md into the results folder")
+    parser.add_argument("--results", type=Path, help="default bench/results")
     options = parser.parse_args(argv)
+    on_device = options.device == "cuda"
+    results = options.results or ROOT / "bench" / "results" / ("cuda" if on_device else "")
+    if on_device and not (torch.cuda.is_available() and _native.built_with_cuda):
+        parser.error("--device cuda needs an NVIDIA GPU, torch with CUDA and a build with CUDA")
     every = ["overhead", *ops_with_cases()]
     suites = sorted(p.stem for p in (ROOT / "bench" / "suites").glob("[a-z]*.py"))
     known = [*every, *suites]
     for op in options.ops:
         if op not in known:
             parser.error(f"unknown op {op!r}; known: {', '.join(known)}")
+        if on_device and op not in every[1:]:
+            parser.error(f"--device cuda times ops, not {op!r}")
     if options.isa:
         px.set_isa(options.isa)
     command = "python bench/run.py " + shlex.join(sys.argv[1:] if argv is None else argv)
+    machine = f"{cpu_name()}, ISA {px.isa()}"
+    if on_device:
+        every.remove("overhead")
+        machine = torch.cuda.get_device_name()
+        device_rates = device_limits(getattr(torch, options.dtype))
     for op in options.ops or every:
         lines = []
         with timing_lock():
-            for threads in options.threads:
+            if on_device:
+                lines = device_table(op, options.dtype, *device_rates)
+            for threads in [] if on_device else options.threads:
                 px.set_num_threads(threads)
                 torch.set_num_threads(threads)
                 if op == "overhead":
@@ -170,14 +218,15 @@ def main(argv: list[str] | None = None) -> None:
         head = [
             f"`{command}`",
             "",
-            f"{datetime.date.today()}, {cpu_name()}, ISA {px.isa()}, torch {torch.__version__}, "
+            f"{datetime.date.today()}, {machine}, torch {torch.__version__}, "
             f"pixleap {px.__version__}. Medians of {ROUNDS} interleaved rounds; outputs checked "
             "against the float64 reference.",
             "",
         ]
         print("\n".join(lines))
         if options.save and lines:
-            (ROOT / "bench" / "results" / f"{op}.md").write_text("\n".join([*head, *lines]))
+            results.mkdir(parents=True, exist_ok=True)
+            (results / f"{op}.md").write_text("\n".join([*head, *lines]))
 
 
 if __name__ == "__main__":

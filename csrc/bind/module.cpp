@@ -120,6 +120,7 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("order"), py::arg("seed") = 0,
       "CPU arrays go to the CUDA kernels, run on the CPU; order: which thread goes on.");
+  m.def("emulated_launches", &emulate::launches);
 #endif
 #if defined(PIXLEAP_CUDA)
   m.attr("built_with_cuda") = true;

@@ -77,6 +77,7 @@ struct Engine {
   FunctionRef<void()>* body = nullptr;
   std::string error;
   bool abandoned = false;
+  int64_t launches = 0;
   unsigned char* dynamic = nullptr;
   size_t dynamic_bytes = 0;
   uint64_t random = 0;
@@ -269,6 +270,8 @@ void set_order(Order o, uint64_t seed) {
   order_seed = seed;
 }
 
+int64_t launches() { return engine.launches; }
+
 bool enabled() { return order != Order::off; }
 
 void fail(const std::string& what, Where where) {
@@ -296,6 +299,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, FunctionRef<void()> bo
     throw BackendError("CUDA launch failed: invalid configuration argument: grid " + name_of(grid) +
                        ", block " + name_of(block) + ", shared memory " +
                        std::to_string(shared_bytes));
+  ++engine.launches;
   block_size = block;
   grid_size = grid;
   engine.threads = static_cast<unsigned>(threads);

@@ -44,6 +44,8 @@ struct Thread {
 extern Thread* current;
 extern uint3 block_index, block_size, grid_size;
 
+int64_t launches();  // so far
+
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, FunctionRef<void()> body);
 unsigned char* dynamic_shared();
 
