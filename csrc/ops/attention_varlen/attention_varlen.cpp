@@ -8,7 +8,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<AttentionVarlenParams> kernels = PIXLEAP_KERNELS(attention_varlen);
+constexpr KernelTable<AttentionVarlenParams> kernels = PIXLEAP_KERNELS_CUDA(attention_varlen);
 
 // Tasks, those of most work first, and chunks of them of about the same work: with a few long
 // sequences among many short ones, no thread is left alone with a long one at the end.
@@ -92,6 +92,7 @@ void attention_varlen(const Out& out, const View& q, const View& k, const View& 
   one.scale = static_cast<float>(scale);
   const Plan plan(sequences, one.heads, one.dim);
   p.sequences = sequences.data();
+  p.sequence_count = static_cast<int64_t>(sequences.size());
   p.tasks = plan.tasks.data();
   p.chunks = plan.chunks.data();
   p.chunk_count = static_cast<int64_t>(plan.chunks.size()) - 1;

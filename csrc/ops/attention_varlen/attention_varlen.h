@@ -17,10 +17,10 @@ struct AttentionTask {  // a block of queries of one head
 
 struct AttentionVarlenParams {
   AttentionParams shared;  // q and out (1, heads, rows, dim), k and v (slots, kv_heads, -, dim)
-  const AttentionSequence* sequences;
+  const AttentionSequence* sequences;  // (sequence_count,), those with queries; most work first
   const AttentionTask* tasks;
   const int64_t* chunks;  // (chunk_count + 1,): chunk c is tasks chunks[c] to chunks[c + 1] - 1
-  int64_t chunk_count;
+  int64_t chunk_count, sequence_count;
 };
 
 void attention_varlen(const Out& out, const View& q, const View& k, const View& v,

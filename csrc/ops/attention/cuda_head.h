@@ -1,0 +1,181 @@
+// What a block of a CUDA kernel of attention works on, and the keys that its queries see.
+#pragma once
+
+#include <climits>
+
+#include "cuda/launch.h"
+#include "ops/attention/attention.h"
+
+namespace pixleap {
+
+constexpr int kAttentionThreads = 128;
+constexpr int kAttentionWarps = kAttentionThreads / 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kLog2OfE = 1.44269504f, kLogOf2 = 0.693147181f;
+
+// Some queries of a head, in a window of it where there are windows, or of a sequence in it.
+struct AttentionHead {
+  int64_t q, k, v, out;  // where the head or the sequence begins, in elements
+  int64_t k_scale, v_scale;
+  int64_t batch, head;             // for masks and lse
+  int64_t window_row, window_col;  // corner of the window, rolled
+  int64_t queries, keys, first_query;
+};
+
+// slot: the entry of k and v; row: where the queries begin in that of q.
+__device__ inline AttentionHead attention_head(const AttentionParams& p, int64_t batch,
+                                               int64_t slot, int64_t head, int64_t row,
+                                               int64_t queries, int64_t keys, int64_t first_query) {
+  const int64_t g = head / (p.heads / p.kv_heads);
+  AttentionHead h;
+  h.q = batch * p.q_strides[0] + head * p.q_strides[1] + row * p.q_strides[2];
+  h.out = batch * p.out_strides[0] + head * p.out_strides[1] + row * p.out_strides[2];
+  h.k = slot * p.k_strides[0] + g * p.k_strides[1];
+  h.v = slot * p.v_strides[0] + g * p.v_strides[1];
+  h.k_scale = slot * p.k_scale_strides[0] + g * p.k_scale_strides[1];
+  h.v_scale = slot * p.v_scale_strides[0] + g * p.v_scale_strides[1];
+  h.batch = batch, h.head = head;
+  h.window_row = h.window_col = 0;
+  h.queries = queries, h.keys = keys, h.first_query = first_query;
+  return h;
+}
+
+// Work number `index` of attention: blocks of `rows` queries of a head run side by side, those that
+// see most keys first.
+__device__ inline AttentionHead attention_work(const AttentionParams& p, int64_t index, int rows) {
+  const AttentionWindow& w = p.window;
+  const int64_t windows = w.rows ? w.count() : 1, queries = w.rows ? w.size() : p.queries;
+  const int64_t blocks = (queries + rows - 1) / rows, part = index / blocks;
+  const int64_t block = blocks - 1 - index % blocks, window = part % windows;
+  const int64_t head = part / windows % p.heads, batch = part / windows / p.heads;
+  AttentionHead h =
+      attention_head(p, batch, batch, head, 0, queries, w.rows ? queries : p.keys, block * rows);
+  if (w.rows) {
+    const int64_t across = w.width / w.columns;
+    h.window_row = window / across * w.rows + w.down;
+    h.window_col = window % across * w.columns + w.right;
+  }
+  return h;
+}
+
+// How many of them there are.
+inline int64_t attention_works(const AttentionParams& p, int rows) {
+  const bool windowed = p.window.rows > 0;
+  const int64_t queries = windowed ? p.window.size() : p.queries;
+  return p.batch * p.heads * (windowed ? p.window.count() : 1) * ((queries + rows - 1) / rows);
+}
+
+// The row of q, k, v, out or lse of a query or key.
+__device__ inline int64_t attention_row(const AttentionParams& p, const AttentionHead& h,
+                                        int64_t cell) {
+  const AttentionWindow& w = p.window;
+  if (!w.rows) return cell;
+  // No window has 2^32 cells: that would be 2^64 scores. A division of 64 bits is a call.
+  const uint32_t line = static_cast<uint32_t>(cell) / static_cast<uint32_t>(w.columns);
+  int64_t y = h.window_row + line, x = h.window_col + cell - line * w.columns;
+  if (y >= w.height) y -= w.height;
+  if (x >= w.width) x -= w.width;
+  return y * w.width + x;
+}
+
+// Keys that a query sees, before any mask array; 0 past the last query.
+__device__ inline int64_t attention_seen(const AttentionParams& p, const AttentionHead& h,
+                                         int64_t query) {
+  if (query >= h.queries) return 0;
+  int64_t n = p.causal ? h.keys - h.queries + query + 1 : h.keys;
+  if (p.visible) {
+    const int64_t limit = p.visible[h.batch * p.visible_strides[0] + query * p.visible_strides[1]];
+    n = limit < n ? limit : n;
+  }
+  return n < 0 ? 0 : n;
+}
+
+struct SeenKeys {
+  int64_t least, most;
+};
+// Of `rows` queries, at most 64; all lanes get it. Without rows the most is 0.
+__device__ inline SeenKeys seen_keys(const int64_t* seen, int rows, int lane) {
+  SeenKeys s{LLONG_MAX, 0};
+  for (int r = lane; r < rows; r += 32) {
+    s.least = seen[r] < s.least ? seen[r] : s.least;
+    s.most = seen[r] > s.most ? seen[r] : s.most;
+  }
+  for (int step = 16; step; step /= 2) {
+    const int64_t least = __shfl_xor_sync(kAllLanes, s.least, step);
+    const int64_t most = __shfl_xor_sync(kAllLanes, s.most, step);
+    s.least = least < s.least ? least : s.least;
+    s.most = most > s.most ? most : s.most;
+  }
+  return s;
+}
+
+// An element of an array whose type is known when the kernel runs.
+__device__ inline float attention_element(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::bf16:
+      return to_accumulate(static_cast<const __nv_bfloat16*>(data)[i]);
+    case DType::f16:
+      return to_accumulate(static_cast<const __half*>(data)[i]);
+    case DType::i8:
+      return static_cast<float>(static_cast<const int8_t*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+__device__ inline void attention_store(void* data, DType dtype, int64_t i, float x) {
+  switch (dtype) {
+    case DType::bf16:
+      return from_accumulate(x, static_cast<__nv_bfloat16*>(data)[i]);
+    case DType::f16:
+      return from_accumulate(x, static_cast<__half*>(data)[i]);
+    default:
+      static_cast<float*>(data)[i] = x;
+  }
+}
+
+// A score with the mask array's addend, in units of ln 2.
+__device__ inline float masked_score(const AttentionParams& p, const AttentionHead& h,
+                                     int64_t query, int64_t key, float score) {
+  const int64_t i = h.batch * p.mask_strides[0] + h.head * p.mask_strides[1] +
+                    query * p.mask_strides[2] + key * p.mask_strides[3];
+  return fmaf(attention_element(p.mask, p.mask_dtype, i), kLog2OfE, score);
+}
+
+// max and sum of a query's scores in units of ln 2.
+__device__ inline void store_lse(const AttentionParams& p, const AttentionHead& h, int64_t query,
+                                 float max, float sum) {
+  if (!p.lse) return;
+  p.lse[h.batch * p.lse_strides[0] + h.head * p.lse_strides[1] +
+        attention_row(p, h, query) * p.lse_strides[2]] =
+      sum == 0.f ? -INFINITY : fmaf(max, kLogOf2, logf(sum));
+}
+
+// What scores lose before the exponential: 0 where all are minus infinity.
+__device__ inline float softmax_shift(float max) { return max == -INFINITY ? 0.f : max; }
+
+// Launches kernel(p, first work) on as many blocks as there are works.
+template <class Kernel>
+void launch_attention(Kernel kernel, const AttentionParams& p, int rows, size_t shared_bytes,
+                      const Device& device) {
+  constexpr int64_t kMost = 1 << 30;
+  const int64_t works = attention_works(p, rows);
+  for (int64_t first = 0; first < works; first += kMost) {
+    const int64_t left = works - first;
+    const LaunchShape shape{dim3(static_cast<unsigned>(left < kMost ? left : kMost)),
+                            dim3(kAttentionThreads), shared_bytes};
+    launch(kernel, shape, device, p, first);
+  }
+}
+
+template <class F>
+void with_padded_dim(int64_t dim, F&& f) {
+  if (dim <= 64)
+    f.template operator()<64>();
+  else if (dim <= 128)
+    f.template operator()<128>();
+  else
+    f.template operator()<256>();
+}
+
+}  // namespace pixleap

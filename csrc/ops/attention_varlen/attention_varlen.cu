@@ -1,0 +1,105 @@
+#include <algorithm>
+
+#include "ops/attention/cuda_mma.h"
+#include "ops/attention/cuda_simt.h"
+#include "ops/attention_varlen/attention_varlen.h"
+
+namespace pixleap {
+namespace {
+
+// Sequences travel with the launch, 4 KiB of arguments at most: no copy, no allocation, nothing to
+// wait for, and a graph keeps them.
+constexpr int kMost = 64;
+
+struct Group {
+  AttentionParams shared;
+  AttentionSequence sequences[kMost];
+  int64_t works[kMost + 1];  // those of sequence i are works[i] to works[i + 1] - 1
+  int count;
+};
+static_assert(sizeof(Group) <= 4096);
+
+__device__ AttentionHead varlen_work(const Group& group, int64_t index, int rows) {
+  int low = 0, high = group.count;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (group.works[middle] <= index ? low : high) = middle;
+  }
+  const AttentionSequence& s = group.sequences[low];
+  index -= group.works[low];
+  const int64_t blocks = (s.queries + rows - 1) / rows, block = blocks - 1 - index % blocks;
+  return attention_head(group.shared, 0, s.slot, index / blocks, s.row, s.queries, s.keys,
+                        block * rows);
+}
+
+template <class T, int D, bool Split>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_varlen_mma(const __grid_constant__ Group g) {
+  attend_mma<T, D, Split>(g.shared,
+                          varlen_work(g, blockIdx.x, MmaAttention<T, D, Split>::kQueries));
+}
+
+template <int D>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_varlen_simt(const __grid_constant__ Group g) {
+  attend_simt<D>(g.shared, varlen_work(g, blockIdx.x, SimtAttention<D>::kQueries));
+}
+
+template <int D>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_varlen_stream(const __grid_constant__ Group g) {
+  attend_stream<D>(g.shared, varlen_work(g, blockIdx.x, 1));
+}
+
+// The sequences of `least` to `most` queries, in as many launches as their descriptions take.
+template <class Kernel>
+void launch_sequences(Kernel kernel, const AttentionVarlenParams& p, int64_t least, int64_t most,
+                      int rows, size_t shared_bytes, const Device& device) {
+  Group g{};
+  g.shared = p.shared;
+  const auto run = [&] {
+    if (!g.count) return;
+    const LaunchShape shape{dim3(static_cast<unsigned>(g.works[g.count])), dim3(kAttentionThreads),
+                            shared_bytes};
+    launch(kernel, shape, device, g);
+    g.count = 0;
+  };
+  for (int64_t i = 0; i < p.sequence_count; ++i) {
+    const AttentionSequence& s = p.sequences[i];
+    if (s.queries < least || s.queries > most) continue;
+    const int64_t works = p.shared.heads * ((s.queries + rows - 1) / rows);
+    if (g.count == kMost || (g.count && g.works[g.count] + works > INT_MAX)) run();
+    g.sequences[g.count] = s;
+    g.works[g.count + 1] = g.works[g.count] + works;
+    ++g.count;
+  }
+  run();
+}
+
+}  // namespace
+
+// Sequences of few queries and of many take the kernels that attention of them alone takes.
+void attention_varlen_cuda(const AttentionVarlenParams& p, const Device& device) {
+  const bool mma = attention_by_mma(p.shared);
+  const int64_t few = mma ? kAttentionSplitUpTo : kAttentionStreamUpTo;
+  for (const int64_t queries : {few, few + 1}) {
+    const int64_t least = queries == few ? 0 : few + 1, most = queries == few ? few : INT64_MAX;
+    if (mma) {
+      with_mma_attention(p.shared, queries, [&]<class T, int D, bool Split>() {
+        using Shape = MmaAttention<T, D, Split>;
+        launch_sequences(attention_varlen_mma<T, D, Split>, p, least, most, Shape::kQueries,
+                         Shape::kBytes, device);
+      });
+      continue;
+    }
+    with_padded_dim(p.shared.dim, [&]<int D>() {
+      if (queries == few)
+        return launch_sequences(attention_varlen_stream<D>, p, least, most, 1, 0, device);
+      using Shape = SimtAttention<D>;
+      launch_sequences(attention_varlen_simt<D>, p, least, most, Shape::kQueries, Shape::kBytes,
+                       device);
+    });
+  }
+}
+
+}  // namespace pixleap
