@@ -4,21 +4,19 @@
 
 #include <span>
 
-#include "core/check.h"
+#include "core/dispatch.h"
 
 namespace pixleap {
 
-// How many float64 numbers there are, at least `least` of them if `like` is on a CUDA device; 0
-// where nothing was passed.
+// How many float64 numbers there are, at least `least`, if a CUDA kernel will run; 0 else.
 inline int64_t workspace_size(const Check& check, std::span<const Out> scratch, const View& like,
                               int64_t least) {
-  check.value(scratch.size() <= 1, "scratch", "at most one array",
-              static_cast<int64_t>(scratch.size()));
-  if (scratch.empty()) {
-    check.value(like.device.type == DeviceType::cpu, "scratch", "an array of float64",
-                std::string("none"));
-    return 0;
-  }
+  bool wanted = like.device.type == DeviceType::cuda;
+#if defined(PIXLEAP_CUDA_EMULATE)
+  wanted = wanted || emulate::enabled();
+#endif
+  if (!wanted) return 0;
+  check.value(scratch.size() == 1, "scratch", "one array", static_cast<int64_t>(scratch.size()));
   const Out& v = scratch[0];
   check.dtype(v, {DType::f64});
   check.ndim(v, 1);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/rounded.h"
+#include "cuda/launch.h"
 #include "ops/feature_moments/feature_moments.h"
 
 namespace pixleap {

@@ -1,7 +1,7 @@
 // A triangle of tiles, row by row: 0 is (0, 0), 1 is (1, 0), 2 is (1, 1), ...
 #pragma once
 
-#include <cstdint>
+#include "cuda/launch.h"
 
 namespace pixleap {
 

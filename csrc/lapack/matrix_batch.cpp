@@ -16,7 +16,10 @@ double negativity_allowed(DType dtype) { return dtype == DType::f64 ? 1e-6 : 1e-
 }  // namespace
 
 MatrixBatch::MatrixBatch(const Check& check, const View& v) : check_(check), view_(v), count_(1) {
-  check.on_cpu(v);
+  if (v.device.type == DeviceType::cuda)
+    throw BackendError(std::string(check.op()) + ": argument '" + v.name +
+                       "' is on a CUDA device, but the op is LAPACK's and has no CUDA kernel; "
+                       "pixleap.metrics.polar has traces of square roots by matrix products");
   check.dtype(v, {DType::f32, DType::f64});
   check.value(v.ndim >= 2, v.name, "at least 2 dimensions", static_cast<int64_t>(v.ndim));
   for (int i = 0; i < v.ndim - 2; ++i) count_ *= v.shape[i];

@@ -56,7 +56,7 @@ def workspace(like: Array, count: int) -> list[Array]:
     kernels find their own. So that ops allocate nothing on a device but what its framework keeps.
     """
     on_cuda = bool(getattr(like, "is_cuda", False)) or type(like).__module__.startswith("cupy")
-    if on_cuda or getattr(_native, "emulating_cuda", lambda: False)():
+    if on_cuda or hasattr(_native, "emulate_cuda"):
         return [empty(like, (count,), "float64")]
     return []
 

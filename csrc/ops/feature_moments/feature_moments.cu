@@ -163,7 +163,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     product_kernel(const FeatureMomentsParams p) {
   using E = element_t<T>;
-  __shared__ alignas(16) E left[2][kStep][kTile], right[2][kStep][kTile];
+  alignas(16) __shared__ E left[2][kStep][kTile], right[2][kStep][kTile];
   const Layout at(p);
   if (*at.refused != 0) return;
   const TrianglePlace place = triangle_place(blockIdx.x);

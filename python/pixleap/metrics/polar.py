@@ -38,7 +38,8 @@ def polar_coefficients(least: float = _LEAST, done: float = 1e-6) -> list[tuple[
 def polar_factor(m: torch.Tensor) -> torch.Tensor:
     """U V^T of m = U s V^T in float64, for singular values from 1e-7 of the largest on; float32
     iterations and one float64 step."""
-    x = m / torch.linalg.matrix_norm(m.mT @ m).sqrt()  # at least the largest singular value
+    norm = torch.linalg.matrix_norm(m.mT @ m).sqrt()  # at least the largest singular value
+    x = m / norm.clamp(min=torch.finfo(m.dtype).tiny)
     x = x.float()
     for a, b, c in polar_coefficients():
         gram = x.mT @ x
@@ -52,10 +53,30 @@ def trace_sqrt_product_polar(sigma1: Any, sigma2: Any) -> float:
     conditioned; singular values below 1e-7 of the largest count in part."""
     c1 = torch.as_tensor(sigma1).double()
     c2 = torch.as_tensor(sigma2).to(c1)
-    m = _factor(c1).mT @ _factor(c2)
-    if not bool(m.any()):
-        return 0.0
-    return float((polar_factor(m) * m).sum())
+    return float(_nuclear_norm(_factor(c1).mT @ _factor(c2)))
+
+
+def polar_trace(c1: torch.Tensor, c2: torch.Tensor) -> torch.Tensor:
+    """tr (c1 c2)^(1/2) as a tensor of no dimension on their device, float64, without waiting for
+    the device: for loops and CUDA graphs.
+
+    A matrix that is not positive definite to rounding gets 4 d 2^-52 of its largest diagonal
+    element added to its diagonal, where `trace_sqrt_product_polar` takes eigenvectors: a missing
+    dimension then counts as the square root of that, some 1e-6 of the largest."""
+    return _nuclear_norm(_shifted_factor(c1.double()).mT @ _shifted_factor(c2.double()))
+
+
+def _nuclear_norm(m: torch.Tensor) -> torch.Tensor:
+    return (polar_factor(m) * m).sum()
+
+
+def _shifted_factor(c: torch.Tensor) -> torch.Tensor:
+    plain, info = torch.linalg.cholesky_ex(c)
+    diagonal = c.diagonal()
+    least = 4 * len(c) * torch.finfo(c.dtype).eps * diagonal.max()
+    shift = least.clamp(min=torch.finfo(c.dtype).tiny)
+    shifted = torch.linalg.cholesky_ex(c + torch.diag_embed(shift.expand_as(diagonal))).L
+    return torch.where(info == 0, plain, shifted)
 
 
 def _factor(c: torch.Tensor) -> torch.Tensor:
