@@ -17,7 +17,7 @@ struct Cut {
   explicit Cut(const PairwiseSets& s) {
     const int64_t most = s.rest_size / s.x.rows, n = s.y.rows;
     const int64_t tile = s.symmetric ? kPairTileRows : kPairTileColumns;
-    columns = ((n + most - 1) / most + tile - 1) / tile * tile;
+    columns = (n > 0 ? (n + most - 1) / most + tile - 1 : tile) / tile * tile;
     parts = (n + columns - 1) / columns;
     rows = s.symmetric ? columns : kPairTileRows;
     row_parts = (s.x.rows + rows - 1) / rows;

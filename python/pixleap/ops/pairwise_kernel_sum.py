@@ -38,6 +38,6 @@ def pairwise_kernel_sum(
     if out is None:
         out = empty(x, shape(x, "pairwise_kernel_sum", "x", 2)[:1], "float64")
     columns = shape(x if y is None else y, "pairwise_kernel_sum", "y", 2)[0]
-    scratch = pair_workspace("pairwise_kernel_sum", x, y, min(64, -(-columns // 64)))
+    scratch = pair_workspace("pairwise_kernel_sum", x, y, max(1, min(64, -(-columns // 64))))
     _native.pairwise_kernel_sum(out, scratch, x, y, kernel, gamma, coef0, degree)
     return out
