@@ -134,6 +134,29 @@ def test_neighbours_that_tie(two: bool) -> None:
         first = indices
 
 
+def test_neighbours_that_float32_cannot_tell() -> None:
+    """Two clusters far apart: inside them candidates are chance, and rows are searched again."""
+    x = 0.05 * normal(15, 140, 3) + 1e4 * (torch.arange(140) % 2 * 2 - 1)[:, None]
+    expected = px.reference.pairwise_topk(*to_reference((x,)), k=2)
+    for order in ORDERS:
+        _native.emulate_cuda(*order)
+        distances, indices = px.ops.pairwise_topk(x, k=2)
+        np.testing.assert_array_equal(distances.numpy(), expected[0])
+        np.testing.assert_array_equal(indices.numpy(), expected[1])
+
+
+def test_points_on_the_boundary() -> None:
+    """Distances that equal radii: every pair is decided in float64, and none of them is inside."""
+    rng = np.random.default_rng(16)
+    x, y = (torch.from_numpy(rng.integers(0, 3, (n, 4)).astype(np.float32)) for n in (70, 140))
+    radii = [torch.from_numpy(rng.integers(0, 7, len(v)).astype(np.float64)) for v in (x, y)]
+    expected = px.reference.pairwise_count(*to_reference((x, y, *radii)))
+    for order in ORDERS:
+        _native.emulate_cuda(*order)
+        for a, b in zip(px.ops.pairwise_count(x, y, *radii), expected, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b)
+
+
 def test_sums_of_many_parts() -> None:
     """The parts of a set with itself: on the diagonal, below it, and the last one cut short."""
     x = 0.2 * normal(13, 300, 5)
