@@ -21,7 +21,7 @@ if(PIXLEAP_EMULATE_ISA)
 endif()
 
 set(PIXLEAP_OPTIMISE -O3)
-if(PIXLEAP_SANITIZE OR PIXLEAP_CUDA_EMULATE) # CPU kernels are not what the latter tests
+if(PIXLEAP_SANITIZE)
   set(PIXLEAP_OPTIMISE -O1) # instrumented kernels take minutes each to compile at -O3
 endif()
 
