@@ -3,7 +3,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<LinearParams> kernels = PIXLEAP_KERNELS_AMX(linear);
+constexpr KernelTable<LinearParams> kernels = PIXLEAP_KERNELS_AMX_CUDA(linear);
 
 constexpr std::string_view kActivations[] = {"none", "gelu", "gelu_tanh", "silu"};
 

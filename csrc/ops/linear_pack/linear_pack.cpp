@@ -3,7 +3,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<LinearPackParams> kernels = PIXLEAP_KERNELS(linear_pack);
+constexpr KernelTable<LinearPackParams> kernels = PIXLEAP_KERNELS_CUDA(linear_pack);
 
 }  // namespace
 
