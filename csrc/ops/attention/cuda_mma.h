@@ -15,7 +15,10 @@ struct MmaAttention {
   static constexpr int kQueries = Split ? 16 : 64;
   static constexpr int kTile = D == 256 && !Split ? 32 : 64;             // keys
   static constexpr int kKeys = Split ? kTile / kAttentionWarps : kTile;  // of a warp
-  static constexpr size_t kBytes = size_t{kQueries + 2 * kTile} * D * sizeof(T);
+  // Tiles and how many keys the queries see: all of it dynamic, as what is static counts towards
+  // the 48 KiB too from which more has to be asked for.
+  static constexpr size_t kBytes =
+      size_t{kQueries + 2 * kTile} * D * sizeof(T) + kQueries * sizeof(int64_t);
   static constexpr bool kHoldQueries = D <= 128;  // in registers
 };
 
@@ -109,10 +112,10 @@ template <class T, int D, bool Split>
 __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
   using Shape = MmaAttention<T, D, Split>;
   constexpr int kTile = Shape::kTile, kKeys = Shape::kKeys, kQueries = Shape::kQueries;
-  __shared__ int64_t seen[kQueries];
   T* const q_tile = reinterpret_cast<T*>(dynamic_shared());
   T* const k_tile = q_tile + kQueries * D;
   T* const v_tile = k_tile + kTile * D;
+  int64_t* const seen = reinterpret_cast<int64_t*>(v_tile + kTile * D);
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int g = lane / 4, t = lane % 4;
   const int first_row = Split ? 0 : warp * 16, first_key = Split ? warp * kKeys : 0;
