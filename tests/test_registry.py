@@ -48,11 +48,6 @@ WITHOUT_CUDA = {
     "matrix_sqrt": "LAPACK's eigenvectors; on a GPU metrics take pixleap.metrics.polar",
     "nuclear_norm": "LAPACK's singular values; on a GPU metrics take pixleap.metrics.polar",
     "trace_sqrt_product": "LAPACK's factors; on a GPU metrics take pixleap.metrics.polar",
-    # Not written yet: to be taken off this list.
-    "attention": "to come",
-    "attention_varlen": "to come",
-    "linear": "to come",
-    "linear_pack": "to come",
 }
 # Ops that are fronts of another op's kernel.
 FRONTS = {"gumbel_softmax": "sample_tokens", "token_probabilities": "sample_tokens"}

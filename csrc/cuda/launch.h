@@ -69,12 +69,13 @@ __device__ inline unsigned char* dynamic_shared() {
 
 struct LaunchShape {
   dim3 grid, block;
-  size_t shared_bytes = 0;  // of dynamic_shared(); above 48 KiB it is asked for
+  size_t shared_bytes = 0;  // of dynamic_shared()
 };
 
 // The only place that launches. `device` is that of the caller's arrays, with their stream.
 template <class Kernel, class... Args>
 void launch(Kernel kernel, const LaunchShape& shape, const Device& device, const Args&... args) {
+  if (shape.grid.x * shape.grid.y * shape.grid.z == 0) return;  // CUDA refuses an empty grid
 #if defined(PIXLEAP_CUDA_EMULATE)
   static_cast<void>(device);
   emulate::run_grid(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(args...); });
@@ -82,7 +83,8 @@ void launch(Kernel kernel, const LaunchShape& shape, const Device& device, const
   int current = 0;
   cudaGetDevice(&current);
   if (current != device.index) cudaSetDevice(device.index);
-  if (shape.shared_bytes > 48 * 1024)
+  // Above 48 KiB, static shared memory included, it has to be asked for.
+  if (shape.shared_bytes > 32 * 1024)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(shape.shared_bytes));
   const auto& [grid, block, bytes] = shape;
