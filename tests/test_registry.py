@@ -63,7 +63,7 @@ def test_has_a_cuda_kernel(op: str) -> None:
     assert kernel.is_file(), f"{op} has no CUDA kernel ({kernel.relative_to(ROOT)})"
     assert entry in kernel.read_text()
     front = (folder / f"{folder.name}.cpp").read_text()
-    assert "PIXLEAP_KERNELS_CUDA(" in front or "PIXLEAP_CUDA_KERNEL(" in front, (
+    assert "_CUDA(" in front or "PIXLEAP_CUDA_KERNEL(" in front, (
         f"{op}: its front does not name the CUDA kernel"
     )
     if op in FRONTS:
