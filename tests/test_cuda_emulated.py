@@ -72,6 +72,10 @@ def run_emulated(order: tuple[str, int], op: str, args: Any, kwargs: Any) -> Any
     before = _native.emulated_launches()
     try:
         result = run_op(op, args, kwargs)
+    except RuntimeError as error:
+        if "no CUDA kernel" in str(error):
+            pytest.skip(str(error))
+        raise
     finally:
         _native.emulate_cuda("off")
     if _native.emulated_launches() == before and elements(as_list(result)):

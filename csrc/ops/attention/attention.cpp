@@ -151,9 +151,6 @@ void attention(std::span<const Out> out, const View& q, const View& k, const Vie
   check.value(window.empty() || !(mask.defined || visible.defined || causal), "mask",
               "no other mask beside windows", "one");
 
-  if (p.window.near_rows && q.device.type == DeviceType::cuda)
-    throw BackendError(
-        "attention: argument 'mask' is a neighbourhood, for which there is no CUDA kernel");
   p.out = out[0].data;
   std::copy_n(out[0].strides, 3, p.out_strides);
   p.causal = causal;

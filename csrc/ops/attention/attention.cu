@@ -27,6 +27,9 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 // Which kernel runs depends on one head's queries and on types only, and so do the bits.
 void attention_cuda(const AttentionParams& p, const Device& device) {
+  if (p.window.near_rows)
+    throw BackendError(
+        "attention: argument 'mask' is a neighbourhood, for which there is no CUDA kernel");
   const int64_t queries = p.window.rows ? p.window.size() : p.queries;
   if (attention_by_mma(p))
     return with_mma_attention(p, queries, [&]<class T, int D, bool Split>() {
