@@ -31,7 +31,6 @@ def emulated() -> Iterator[None]:
     before = _native.emulated_launches()
     yield
     assert _native.emulated_launches() > before
-    _native.emulate_cuda("off")
 
 
 def normal(dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -4,7 +4,6 @@ show a missing barrier as a wrong result; a barrier that cannot end raises."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,13 +38,6 @@ MOST_ELEMENTS = 300_000
 MOST_FLOPS = 1e8
 CASES = [pytest.param(op, case, id=f"{op}-{case.name}") for op, case in all_cases()]
 ORDERS = (("forward", 0), ("reverse", 0), ("shuffle", 11))
-
-
-@pytest.fixture(autouse=True)
-def off() -> Iterator[None]:
-    yield
-    if hasattr(_native, "emulate_cuda"):
-        _native.emulate_cuda("off")
 
 
 def inputs(case: Case, dtype: str) -> tuple[Any, Any]:

@@ -28,7 +28,6 @@ def emulated() -> Iterator[None]:
     before = _native.emulated_launches()
     yield
     assert _native.emulated_launches() > before
-    _native.emulate_cuda("off")
 
 
 @pytest.mark.parametrize("packed", ["float32", "bfloat16", "int8"])

@@ -3,7 +3,6 @@ of the CPU, large maps and points, ties, what nothing waits to report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,6 @@ pytestmark = [
     ),
 ]
 ORDERS = (("forward", 0), ("reverse", 0), ("shuffle", 11))
-
-
-@pytest.fixture(autouse=True)
-def off() -> Iterator[None]:
-    yield
-    if hasattr(_native, "emulate_cuda"):
-        _native.emulate_cuda("off")
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -21,28 +21,6 @@ apply_attention = px.integrations.diffusers.apply_attention
 remove_attention = px.integrations.diffusers.remove_attention
 
 
-@pytest.fixture(autouse=True)
-def single_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the queries that went to the op."""
-    seen: list[tuple[int, ...]] = []
-    op = px.ops.attention
-
-    def counted(q: Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(tuple(q.shape))
-        return op(q, *args, **kwargs)
-
-    monkeypatch.setattr(_attention.ops, "attention", counted)
-    return seen
-
-
 def unet() -> tuple[Any, dict[str, Any]]:
     model = diffusers.UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64),

@@ -11,32 +11,9 @@ from official_attention import TarFlowAttention, TarFlowBlock, VarAttention
 from torch import Tensor, nn
 
 import pixleap as px
-from pixleap.integrations import _attention
 
 var, tarflow = px.integrations.var, px.integrations.tarflow
 SCALES = (1, 4, 9, 16, 25)
-
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the queries that went to the op."""
-    seen: list[tuple[int, ...]] = []
-    op = px.ops.attention
-
-    def counted(q: Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(tuple(q.shape))
-        return op(q, *args, **kwargs)
-
-    monkeypatch.setattr(_attention.ops, "attention", counted)
-    return seen
 
 
 def var_layer(l2_norm: bool = True, dtype: torch.dtype = torch.float32) -> Any:

@@ -2,7 +2,7 @@
 // would make an fma of a product and a sum.
 #pragma once
 
-#include "core/philox.h"  // PIXLEAP_HD
+#include "core/host_device.h"
 
 namespace pixleap {
 

@@ -35,6 +35,20 @@ __device__ inline void from_accumulate(double x, double& y) { y = x; }
 __device__ inline void from_accumulate(float x, __nv_bfloat16& y) { y = __float2bfloat16(x); }
 __device__ inline void from_accumulate(float x, __half& y) { y = __float2half(x); }
 
+// An element of an array whose type is known when the kernel runs.
+__device__ inline float element_at(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::bf16:
+      return to_accumulate(static_cast<const __nv_bfloat16*>(data)[i]);
+    case DType::f16:
+      return to_accumulate(static_cast<const __half*>(data)[i]);
+    case DType::i8:
+      return static_cast<float>(static_cast<const int8_t*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
 template <class F>
 void with_cuda_type(DType t, F&& f) {
   switch (t) {

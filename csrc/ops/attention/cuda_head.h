@@ -109,20 +109,6 @@ __device__ inline SeenKeys seen_keys(const int64_t* seen, int rows, int lane) {
   return s;
 }
 
-// An element of an array whose type is known when the kernel runs.
-__device__ inline float attention_element(const void* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::bf16:
-      return to_accumulate(static_cast<const __nv_bfloat16*>(data)[i]);
-    case DType::f16:
-      return to_accumulate(static_cast<const __half*>(data)[i]);
-    case DType::i8:
-      return static_cast<float>(static_cast<const int8_t*>(data)[i]);
-    default:
-      return static_cast<const float*>(data)[i];
-  }
-}
-
 __device__ inline void attention_store(void* data, DType dtype, int64_t i, float x) {
   switch (dtype) {
     case DType::bf16:
@@ -139,7 +125,7 @@ __device__ inline float masked_score(const AttentionParams& p, const AttentionHe
                                      int64_t query, int64_t key, float score) {
   const int64_t i = h.batch * p.mask_strides[0] + h.head * p.mask_strides[1] +
                     query * p.mask_strides[2] + key * p.mask_strides[3];
-  return fmaf(attention_element(p.mask, p.mask_dtype, i), kLog2OfE, score);
+  return fmaf(element_at(p.mask, p.mask_dtype, i), kLog2OfE, score);
 }
 
 // max and sum of a query's scores in units of ln 2.

@@ -28,7 +28,7 @@ __device__ inline void load_floats(const AttentionParams& p, const AttentionHead
     float x = 0.f;
     if (first + row < limit && d < p.dim) {
       const int64_t from = attention_row(p, h, first + row);
-      x = attention_element(data, dtype, at + from * stride + d);
+      x = element_at(data, dtype, at + from * stride + d);
       x *= scale ? scale[scale_at + from * scale_stride] : factor;
     }
     tile[row * Stride + d] = x;
@@ -152,9 +152,9 @@ __device__ void attend_stream(const AttentionParams& p, const AttentionHead& h) 
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int d = i * kLanes + lane;
-    q[i] = d < p.dim ? attention_element(p.q, p.dtype, h.q + query * p.q_strides[2] + d) *
-                           (p.scale * kLog2OfE)
-                     : 0.f;
+    q[i] = d < p.dim
+               ? element_at(p.q, p.dtype, h.q + query * p.q_strides[2] + d) * (p.scale * kLog2OfE)
+               : 0.f;
   }
   for (int64_t j = 0; j < seen; j += kStreams * kKeys) {
     float s[kKeys];
@@ -170,8 +170,7 @@ __device__ void attend_stream(const AttentionParams& p, const AttentionHead& h) 
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const int d = i * kLanes + lane;
-        if (d < p.dim)
-          s[n] = fmaf(q[i], attention_element(p.k, p.kv_dtype, from + d) * scale, s[n]);
+        if (d < p.dim) s[n] = fmaf(q[i], element_at(p.k, p.kv_dtype, from + d) * scale, s[n]);
       }
     }
     float top = max;
@@ -200,8 +199,7 @@ __device__ void attend_stream(const AttentionParams& p, const AttentionHead& h) 
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const int d = i * kLanes + lane;
-        if (d < p.dim)
-          o[i] = fmaf(weight * scale, attention_element(p.v, p.kv_dtype, from + d), o[i]);
+        if (d < p.dim) o[i] = fmaf(weight * scale, element_at(p.v, p.kv_dtype, from + d), o[i]);
       }
     }
   }

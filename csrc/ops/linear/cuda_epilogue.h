@@ -1,23 +1,10 @@
-// The epilogue of the CUDA kernels of linear, and their loads of elements.
+// The epilogue of the CUDA kernels of linear.
 #pragma once
 
 #include "cuda/launch.h"
 #include "ops/linear/linear.h"
 
 namespace pixleap {
-
-__device__ inline float linear_element(const void* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::bf16:
-      return to_accumulate(static_cast<const __nv_bfloat16*>(data)[i]);
-    case DType::f16:
-      return to_accumulate(static_cast<const __half*>(data)[i]);
-    case DType::i8:
-      return static_cast<float>(static_cast<const int8_t*>(data)[i]);
-    default:
-      return static_cast<const float*>(data)[i];
-  }
-}
 
 __device__ inline float linear_activation(Activation a, float x) {
   const auto sigmoid = [](float v) { return 1.f / (1.f + expf(-v)); };
@@ -37,12 +24,12 @@ __device__ inline float linear_activation(Activation a, float x) {
 __device__ inline void store_linear(const LinearParams& p, int64_t row, int64_t n, float sum) {
   const int64_t b = row / p.length, l = row - b * p.length;
   if (p.scales) sum *= p.scales[n];
-  if (p.bias) sum += linear_element(p.bias, p.bias_dtype, n);
+  if (p.bias) sum += element_at(p.bias, p.bias_dtype, n);
   float y = linear_activation(p.activation, sum);
-  if (p.gate) y *= linear_element(p.gate, p.gate_dtype, b * p.gate_stride + n);
+  if (p.gate) y *= element_at(p.gate, p.gate_dtype, b * p.gate_stride + n);
   if (p.residual)
-    y += linear_element(p.residual, p.out_dtype,
-                        b * p.residual_strides[0] + l * p.residual_strides[1] + n);
+    y += element_at(p.residual, p.out_dtype,
+                    b * p.residual_strides[0] + l * p.residual_strides[1] + n);
   const int64_t i = b * p.out_strides[0] + l * p.out_strides[1] + n;
   switch (p.out_dtype) {
     case DType::bf16:

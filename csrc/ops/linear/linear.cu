@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kSimtThreads)
       float value = 0.f;
       if (row < rows && of < p.k) {
         const int64_t b = row / p.length, l = row - b * p.length;
-        value = linear_element(p.x, p.x_dtype, b * p.x_strides[0] + l * p.x_strides[1] + of);
+        value = element_at(p.x, p.x_dtype, b * p.x_strides[0] + l * p.x_strides[1] + of);
       }
       x_tile[i % kSimtDepth][i / kSimtDepth] = value;
     }
@@ -173,8 +173,8 @@ __global__ void __launch_bounds__(kSimtThreads)
       const int64_t n = column + i % kColumns, of = k + i / kColumns;
       float value = 0.f;
       if (n < p.n && of < p.k)
-        value = linear_element(p.packed, p.packed_dtype,
-                               ((n / 16 * words + of / steps) * 16 + n % 16) * steps + of % steps);
+        value = element_at(p.packed, p.packed_dtype,
+                           ((n / 16 * words + of / steps) * 16 + n % 16) * steps + of % steps);
       w_tile[i / kColumns][i % kColumns] = value;
     }
     __syncthreads();
