@@ -18,11 +18,13 @@ constexpr int64_t kDirectUpTo = 2;       // queries, up to which converting K an
 constexpr int64_t key_block(int64_t dim) { return dim <= 128 ? kMaxKeys : 48; }
 
 struct Scratch {                          // on the stack of a task
-  alignas(64) float q[kQueryFloats];      // (queries, dim), times scale / ln 2
+  alignas(64) float q[kQueryFloats];      // (queries, dim)
   alignas(64) float out[kQueryFloats];    // (queries, dim), before the division by the sum
   alignas(64) float k[kTileFloats];       // (dim, keys) transposed, or (keys, dim)
   alignas(64) float v[kTileFloats];       // (keys, dim)
   alignas(64) float p[kRows * kMaxKeys];  // (queries, keys)
+  alignas(64) float part[kTileRows *
+                         kAttentionMaxDim];  // of out, for the keys that a group of queries sees
   Softmax softmax[kMaxQueries / VW];
   int64_t seen[kMaxQueries];                                // keys that a query sees
   int64_t query_tokens[kMaxQueries], key_tokens[kMaxKeys];  // of a window
@@ -91,7 +93,7 @@ void add_values(Scratch& s, int64_t row, int64_t queries, int64_t block, int64_t
   if (all) {  // a few columns of v, which stay in the first cache level, for all queries
     const auto columns = [&]<int C>(int64_t d) {
       for_row_groups<kTileRows>(queries, [&]<int R>(int64_t r) {
-        value_tile<R, C>(weights + r * ld, ld, v + d, stride, block, decay + r, first,
+        value_tile<R, C>(weights + r * ld, ld, v + d, stride, block, nullptr, decay + r, first,
                          out + r * padded + d, padded);
       });
     };
@@ -107,16 +109,15 @@ void add_values(Scratch& s, int64_t row, int64_t queries, int64_t block, int64_t
     for (int i = 0; i < R; ++i)
       common = std::min(common, std::max(s.count(row + r + i), int64_t{0}));
     for_columns<2>(padded, [&]<int C>(int64_t d) {
-      value_tile<R, C>(weights + r * ld, ld, v + d, stride, common, decay + r, first,
-                       out + r * padded + d, padded);
+      value_tile<R, C>(weights + r * ld, ld, v + d, stride, common, nullptr, decay + r, true,
+                       s.part + d, padded);
     });
-    const float keep = 1.f;
     for (int i = 0; i < R; ++i) {
-      const int64_t left = s.count(row + r + i) - common;
-      if (left <= 0) continue;
+      const int64_t left = std::max(s.count(row + r + i) - common, int64_t{0});
       for_columns<8>(padded, [&]<int C>(int64_t d) {
         value_tile<1, C>(weights + (r + i) * ld + common, ld, v + common * stride + d, stride, left,
-                         &keep, false, out + (r + i) * padded + d, padded);
+                         s.part + i * padded + d, decay + r + i, first, out + (r + i) * padded + d,
+                         padded);
       });
     }
   });
@@ -159,7 +160,10 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
   } else {
     q = q.from(first_query), out = out.from(first_query);
   }
-  convert_rows(q, queries, p.dim, p.scale * kLog2E, s.q);
+  // Scores stay as they are up to their softmax; a scale that would turn their order acts on q.
+  const float factor = p.scale > 0 ? 1.f : p.scale;
+  const float unit = static_cast<float>((p.scale > 0 ? p.scale : 1.) * kLog2E);
+  convert_rows(q, queries, p.dim, factor, s.q);
   int64_t keys = 0;
   for (int64_t r = 0; r < queries; ++r) {
     s.seen[r] = windowed ? patch.size() : seen_by(p, b, first_query + r);
@@ -208,10 +212,10 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
           if (near)
             hide_far(p.window, patch, s.query_tokens[row + r + i], j, count, s.p + (r + i) * ld);
           if (p.mask)
-            mask_row<T>(p, b, h, first_query + row + r + i, j, softmax.count[i],
+            mask_row<T>(p, b, h, first_query + row + r + i, j, softmax.count[i], unit,
                         s.p + (r + i) * ld);
         }
-        soften_rows(softmax, n, s.p + r * ld, ld);
+        soften_rows(softmax, n, p.mask ? 1.f : unit, s.p + r * ld, ld);
       }
       if (!in_place) {
         add_values(s, row, rows, count, ld, s.v, padded, j == 0, padded);

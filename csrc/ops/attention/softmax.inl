@@ -5,16 +5,17 @@ namespace pixleap {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr double kLog2E = 1.4426950408889634;
+constexpr float kLn2 = 0.693147181f;
 
-// x to 2^x in place, for x <= 0 or NaN, to 1e-7; 1 at 0, and 0 below -126.5. Scores are kept in
-// units of ln 2, which spares the product and the two-step reduction of exp. Step by step for all
+// x to 2^x in place, for x <= 1 (larger ones give 2) or NaN, to 1e-7; 1 at 0, and 0 below -126.5.
+// Scores in units of ln 2 spare the product and the two-step reduction of exp. Step by step for all
 // U: one after the other, the chains of dependent operations would fill the scheduler.
 template <int U>
-PIXLEAP_INLINE void exp2_nonpositive(vf (&x)[U]) {
+PIXLEAP_INLINE void exp2_upto_one(vf (&x)[U]) {
   const vf magic = splat(12582912.f + 127.f);  // 1.5 * 2^23: adding it rounds; the exponent's bias
   vf power[U], y[U];
-  for (int u = 0; u < U; ++u) x[u] = vmax(x[u], splat(-127.f));
+  for (int u = 0; u < U; ++u) x[u] = vmin(vmax(x[u], splat(-127.f)), splat(1.f));
   for (int u = 0; u < U; ++u) power[u] = x[u] + magic;
   for (int u = 0; u < U; ++u) x[u] = x[u] - (power[u] - magic);
   for (int u = 0; u < U; ++u) y[u] = fma(splat(1.5594677551e-4f), x[u], splat(1.3406643905e-3f));
@@ -34,16 +35,17 @@ PIXLEAP_INLINE vf load_strided(const T* row, int64_t stride, int64_t j, int64_t 
   return load(buffer);
 }
 
-// Adds the mask to the scores of one query.
+// Scores of one query to units of ln 2, and the mask added.
 template <class T>
 void mask_row(const AttentionParams& p, int64_t b, int64_t h, int64_t query, int64_t first_key,
-              int64_t count, float* scores) {
+              int64_t count, float unit, float* scores) {
   const auto add = [&]<class M>(const M* data) {
     const M* row = data + b * p.mask_strides[0] + h * p.mask_strides[1] +
                    query * p.mask_strides[2] + first_key * p.mask_strides[3];
     for_each_vector(count, [&](int64_t j, int64_t lanes) {
       const vf mask = load_strided(row, p.mask_strides[3], j, lanes);
-      store(scores + j, fma(mask, splat(kLog2E), load(scores + j)));
+      store(scores + j,
+            fma(mask, splat(static_cast<float>(kLog2E)), load(scores + j) * splat(unit)));
     });
   };
   if (p.mask_dtype == DType::f32)
@@ -58,7 +60,8 @@ PIXLEAP_INLINE vi lane_index() {
   return v;
 }
 
-// Running state of VW queries, and how many keys of the current block each of them sees.
+// Running state of VW queries in units of ln 2, and how many keys of the current block each of them
+// sees.
 struct Softmax {
   vf max, sum, decay;
   int64_t count[VW];
@@ -83,26 +86,29 @@ PIXLEAP_INLINE vf top_of_row(float* scores, int64_t count) {
   return vmax(even, odd);
 }
 
-// Up to VW rows, so that the reductions over lanes and the decay are vectors too. A NaN never
-// becomes the maximum but stays a NaN weight, and so reaches sum and output.
-void soften_rows(Softmax& s, int64_t rows, float* scores, int64_t ld) {
+// Up to VW rows, so that the reductions over lanes and the decay are vectors too. Scores count
+// `unit` times ln 2: in the fma with the maximum that product is not rounded. The largest score is
+// above its own rounded product by that rounding, so a weight may be above 1. A NaN never becomes
+// the maximum but stays a NaN weight, and so reaches sum and output.
+void soften_rows(Softmax& s, int64_t rows, float unit, float* scores, int64_t ld) {
   vf lanes[VW];
   for (int r = 0; r < VW; ++r)
     lanes[r] =
         r < rows && s.count[r] > 0 ? top_of_row(scores + r * ld, s.count[r]) : splat(-kInfinity);
-  const vf max = vmax(s.max, reduce_max_rows(lanes));
+  const vf max = vmax(s.max, reduce_max_rows(lanes) * splat(unit));
   const vf shift = select(max == splat(-kInfinity), vf{}, max);
   vf decay[] = {s.max - shift};
-  exp2_nonpositive(decay);
+  exp2_upto_one(decay);
   s.decay = select(max == s.max, splat(1.f), decay[0]);
   for (int r = 0; r < VW; ++r) {
     vf sum{};
     if (r < rows) {
-      const vf top = splat(shift[r]);
+      const vf top = splat(-shift[r]);
       const auto weigh = [&]<int U>(int64_t j) {
         vf x[U];
-        for (int u = 0; u < U; ++u) x[u] = load(scores + r * ld + j + u * VW) - top;
-        exp2_nonpositive(x);
+        for (int u = 0; u < U; ++u)
+          x[u] = fma(load(scores + r * ld + j + u * VW), splat(unit), top);
+        exp2_upto_one(x);
         for (int u = 0; u < U; ++u) store(scores + r * ld + j + u * VW, x[u]), sum += x[u];
       };
       int64_t j = 0;

@@ -159,15 +159,16 @@ void score_dots(const float* q, int64_t queries, const Rows<const T>& k, int64_t
   }
 }
 
-// out = out * decay + p v for R queries and C vectors of the dimension.
+// out = out * decay + (start + p v) for R queries and C vectors of the dimension; without `start`
+// the sum begins at zero, and the `first` one is stored. Blocks of keys are summed alone and then
+// added: the error of a sum grows with its length.
 template <int R, int C, class T>
 [[gnu::noinline]] void value_tile(const float* p, int64_t ld, const T* v, int64_t stride,
-                                  int64_t count, const float* decay, bool first, float* out,
-                                  int64_t out_stride) {
+                                  int64_t count, const float* start, const float* decay, bool first,
+                                  float* out, int64_t out_stride) {
   vf sum[R][C];
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c)
-      sum[r][c] = first ? vf{} : load(out + r * out_stride + c * VW) * splat(decay[r]);
+    for (int c = 0; c < C; ++c) sum[r][c] = start ? load(start + r * out_stride + c * VW) : vf{};
   for (int64_t j = 0; j < count; ++j) {
     vf value[C];
     for (int c = 0; c < C; ++c) value[c] = load(v + j * stride + c * VW);
@@ -177,7 +178,10 @@ template <int R, int C, class T>
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(out + r * out_stride + c * VW, sum[r][c]);
+    for (int c = 0; c < C; ++c) {
+      float* to = out + r * out_stride + c * VW;
+      store(to, first ? sum[r][c] : fma(load(to), splat(decay[r]), sum[r][c]));
+    }
 }
 
 // Calls f.template operator()<C>(d) for groups of N vectors of the dimension from d on, N / 2, ....
