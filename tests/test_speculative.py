@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from next_scale_models import random_var, sibling
 from scipy.stats import chisquare
 
-from pixleap.decode import DraftPlan, NextScaleDecoder, SpeculativeDecoder, speculative
+from pixleap.decode import DraftPlan, NextScaleDecoder, SpeculativeDecoder, draft_plan, speculative
 from pixleap.decode.draft_plan import fit_cost, pass_seconds
 from pixleap.decode.next_scale import Sampling
 from pixleap.decode.speculative_run import Run, Verifier
@@ -292,6 +293,26 @@ def test_plan_drafts_where_it_pays() -> None:
     # Expected cost by hand: one drafted scale of acceptance a, S = 2.
     two = DraftPlan(1, [1, 4], [1.0, 0, 0], [0.1, 0, 0], [0.0] * 2, [0.05] * 2, [0.8] * 2)
     assert two.expected()[0] == pytest.approx(1 + 0.1 + 0.05 + 0.2 * 1)
+
+
+@pytest.mark.parametrize(
+    "drafted, spread, gains", [(0.9, 0.05, True), (0.96, 1.5, False), (1.0, 0.5, False)]
+)
+def test_a_trial_counts_its_own_noise(
+    drafted: float, spread: float, gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that is as fast as plain decoding, or too uncertain, is not taken for a lucky draw."""
+    clock, noise = [0.0], np.random.default_rng(3)
+
+    def spend(seconds: float, image: int) -> None:
+        clock[0] += seconds * (1 + spread * (noise.random() - 0.5))
+
+    monkeypatch.setattr(draft_plan.time, "perf_counter", lambda: clock[0])
+    plain, tried = draft_plan.run_trial(partial(spend, 0.01), partial(spend, 0.01 * drafted), 3)
+    assert (tried <= draft_plan.GAIN * plain) == gains
+    clock[0], rounds = 0.0, []
+    draft_plan.run_trial(lambda i: spend(9.0, i), lambda i: rounds.append(i), 3)
+    assert rounds == [0, 0, 1, 2]  # no longer than needed where decoding is slow
 
 
 def test_costs_are_fitted_without_negative_terms() -> None:

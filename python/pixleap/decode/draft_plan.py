@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GAIN = 0.97  # drafting must take at most this share of the plain time
 MAX_DRAFTED = 5  # scales per target pass
+TRIAL_SECONDS = 2.0  # of decoding, after which a trial is as long as it needs to be
+MAX_TRIALS = 40
 CHUNK = 8  # images at a time while acceptance is estimated; more would need more memory
 
 
@@ -30,7 +32,8 @@ class DraftPlan:
     lengths: tokens of each of the S scales. target, draft: (a, b, c), a pass over scales k .. j - 1
     takes a + b (its tokens) + c (its tokens times the keys they see). draw, verify: per scale,
     drawing and checking it. acceptance: per scale, the probability that a sample keeps all drafted
-    tokens. trial: seconds of plain decoding and of this plan, run side by side; None if not tried.
+    tokens. trial: seconds of plain decoding and of this plan, run side by side, the plan's with one
+    standard error of the difference added; None if not tried.
     """
 
     batch: int
@@ -82,6 +85,10 @@ class DraftPlan:
 
     def choice(self) -> list[list[int]]:
         """`expected()`'s counts, or zeros where drafting promises, or proved, too little."""
+        return self._choice
+
+    @cached_property  # the induction takes as long as a small model's pass
+    def _choice(self) -> list[list[int]]:
         seconds, counts = self.expected()
         plain, drafted = self.trial or (self.plain_seconds(), seconds)
         return counts if drafted <= GAIN * plain else [[0] * len(row) for row in counts]
@@ -108,6 +115,25 @@ def _fastest(actions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
             action()
             times[i] = min(times[i], time.perf_counter() - start)
     return times
+
+
+def run_trial(
+    plain: Callable[[int], Any], drafted: Callable[[int], Any], least: int
+) -> list[float]:
+    """A plan's `trial`: both decode the images numbered 0, 1, ... in turns, `least` of them at
+    least, and more while that is quick."""
+    pairs: list[list[float]] = []
+    plain(0), drafted(0)  # not counted
+    while len(pairs) < least or (len(pairs) < MAX_TRIALS and sum(map(sum, pairs)) < TRIAL_SECONDS):
+        clocks = [time.perf_counter()]
+        for course in (plain, drafted):
+            course(len(pairs))
+            clocks.append(time.perf_counter())
+        pairs.append([clocks[1] - clocks[0], clocks[2] - clocks[1]])
+    seconds = np.array(pairs)
+    error = np.diff(seconds).std(ddof=1) / np.sqrt(len(pairs))
+    means = seconds.mean(axis=0)
+    return [float(means[0]), float(means[1] + error)]
 
 
 def fit_cost(work: np.ndarray, seconds: np.ndarray) -> list[float]:

@@ -7,14 +7,14 @@ over to VAR (arXiv:2404.02905), whose tokens of one scale are independent given 
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .draft_plan import DraftPlan, measure
+from .draft_plan import DraftPlan, measure, run_trial
 from .layers import check_labels
 from .next_scale import (
     NextScaleDecoder,
@@ -125,14 +125,13 @@ class SpeculativeDecoder:
         plan = measure(self.target, self.draft, labels, verifier, samples, repeats)
         counts = plan.choice()
         if any(map(any, counts)):
-            seconds = [0.0, 0.0]
-            for trial in range(-1, max(repeats, 3)):  # the first is not counted
-                law = replace(verifier.sampling, seed=verifier.sampling.seed + trial + 2)
-                for i, course in enumerate((None, counts)):
-                    start = time.perf_counter()
-                    self._decode(labels, replace(verifier, sampling=law), course, None)
-                    seconds[i] += (time.perf_counter() - start) * (trial >= 0)
-            plan = replace(plan, trial=seconds)
+
+            def decode(course: list[list[int]] | None, image: int) -> None:
+                law = replace(verifier.sampling, seed=verifier.sampling.seed + image + 2)
+                self._decode(labels, replace(verifier, sampling=law), course, None)
+
+            trial = run_trial(partial(decode, None), partial(decode, counts), max(repeats, 3))
+            plan = replace(plan, trial=trial)
         self.use(plan, **options)
         return plan
 
