@@ -62,8 +62,8 @@ class window:
 class neighbourhood:
     """Tokens of a height x width grid, row after row; each sees the `size` (height, width), odd, of
     them around it, and near an edge the outermost that many (neighbourhood attention, Hassani et
-    al. 2023). NaN in a value may reach queries up to 8 tokens further. An integer serves for both.
-    CPU only."""
+    al. 2023). NaN in a value may reach queries up to 8 tokens further. An integer serves for
+    both."""
 
     height: int
     width: int

@@ -27,9 +27,6 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 // Which kernel runs depends on one head's queries and on types only, and so do the bits.
 void attention_cuda(const AttentionParams& p, const Device& device) {
-  if (p.window.near_rows)
-    throw BackendError(
-        "attention: argument 'mask' is a neighbourhood, for which there is no CUDA kernel");
   const int64_t queries = p.window.rows ? p.window.size() : p.queries;
   if (attention_by_mma(p))
     return with_mma_attention(p, queries, [&]<class T, int D, bool Split>() {
@@ -37,7 +34,7 @@ void attention_cuda(const AttentionParams& p, const Device& device) {
       launch_attention(attention_mma<T, D, Split>, p, Shape::kQueries, Shape::kBytes, device);
     });
   with_padded_dim(p.dim, [&]<int D>() {
-    if (queries <= kAttentionStreamUpTo)
+    if (queries <= kAttentionStreamUpTo && !p.window.near_rows)
       return launch_attention(attention_stream<D>, p, 1, 0, device);
     using Shape = SimtAttention<D>;
     launch_attention(attention_simt<D>, p, Shape::kQueries, Shape::kBytes, device);

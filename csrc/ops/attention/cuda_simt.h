@@ -82,7 +82,7 @@ __device__ void attend_simt(const AttentionParams& p, const AttentionHead& h) {
       for (int r = 0; r < kRows; ++r) {
         if (j + lane >= seen[own + r])
           s[r] = -INFINITY;
-        else if (p.mask)
+        else if (attention_masked(p))
           s[r] = masked_score(p, h, h.first_query + own + r, j + lane, s[r]);
         float top = fmaxf(max[r], s[r]);  // a NaN never becomes it, but stays a NaN weight
         for (int step = 16; step; step /= 2)
