@@ -44,10 +44,10 @@ from harness import (  # noqa: E402
     as_list,
     assert_close,
     cases_of,
-    map_arrays,
     ops_with_cases,
     run_op,
     run_reference,
+    to_device,
     to_torch,
 )
 
@@ -72,7 +72,7 @@ def time_case(op: str, case: Case, dtype: str, device: str = "cpu") -> dict[str,
     args, kwargs = to_torch(list(case.make(np.random.default_rng(7))), dtype)
     expected = run_reference(op, args, kwargs)  # first: some ops write into their arguments
     if device == "cuda":
-        args, kwargs = map_arrays(lambda t: to_device(t, case), [args, kwargs])
+        args, kwargs = to_device(op, case, args, kwargs)
     result = run_op(op, args, kwargs)
     assert_close(result, expected, case, dtype)
     if case.has_out:
@@ -88,12 +88,6 @@ def time_case(op: str, case: Case, dtype: str, device: str = "cpu") -> dict[str,
         )
     ratio = statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
     return {"ours": statistics.median(ours), "peer": statistics.median(theirs), "ratio": ratio}
-
-
-def to_device(t: torch.Tensor, case: Case) -> torch.Tensor:
-    """float64 arrays, and integers that an op reads on the host, stay there."""
-    on_host = t.dtype == torch.float64 or (case.host_integers and t.dtype == torch.int64)
-    return t if on_host else t.to("cuda")
 
 
 def overhead_table(threads: int) -> list[str]:

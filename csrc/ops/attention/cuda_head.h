@@ -70,8 +70,8 @@ __device__ inline AttentionHead attention_work(const AttentionParams& p, int64_t
   const int64_t bottom = here > 0 ? (h.first_query + here - 1) / q.columns : top;
   h.cells.y = w.first_near(q.y + top, w.near_rows, w.height);
   h.cells.x = w.first_near(q.x, w.near_columns, w.width);
-  h.cells.columns = w.first_near(q.x + q.columns - 1, w.near_columns, w.width) + w.near_columns -
-                    h.cells.x;
+  h.cells.columns =
+      w.first_near(q.x + q.columns - 1, w.near_columns, w.width) + w.near_columns - h.cells.x;
   h.keys = (w.first_near(q.y + bottom, w.near_rows, w.height) + w.near_rows - h.cells.y) *
            h.cells.columns;
   h.queries = kNearQueries + q.size();
@@ -193,17 +193,18 @@ __device__ inline void store_lse(const AttentionParams& p, const AttentionHead& 
 // What scores lose before the exponential: 0 where all are minus infinity.
 __device__ inline float softmax_shift(float max) { return max == -INFINITY ? 0.f : max; }
 
-// Launches kernel(p, first work) on as many blocks as there are works.
-template <class Kernel>
+// Launches kernel(p, first work) on as many blocks as there are works, or kernel(p, first block,
+// parts) on `parts` blocks for each.
+template <class Kernel, class... Parts>
 void launch_attention(Kernel kernel, const AttentionParams& p, int rows, size_t shared_bytes,
-                      const Device& device) {
+                      const Device& device, Parts... parts) {
   constexpr int64_t kMost = 1 << 30;
-  const int64_t works = attention_works(p, rows);
-  for (int64_t first = 0; first < works; first += kMost) {
-    const int64_t left = works - first;
+  const int64_t blocks = (attention_works(p, rows) * ... * parts);
+  for (int64_t first = 0; first < blocks; first += kMost) {
+    const int64_t left = blocks - first;
     const LaunchShape shape{dim3(static_cast<unsigned>(left < kMost ? left : kMost)),
                             dim3(kAttentionThreads), shared_bytes};
-    launch(kernel, shape, device, p, first);
+    launch(kernel, shape, device, p, first, parts...);
   }
 }
 
