@@ -61,7 +61,9 @@ def attention(
         added, visible = None, masks.visible_keys(mask, q, k)
     if scale is None:
         scale = 1.0 / math.sqrt(size[3] or 1)
-    _native.attention(outputs, _scratch(q, k), q, k, v, k_scale, v_scale, added, visible, window, causal, scale)
+    _native.attention(
+        outputs, _scratch(q, k), q, k, v, k_scale, v_scale, added, visible, window, causal, scale
+    )
     return tuple(outputs) if return_lse else outputs[0]
 
 
