@@ -1,7 +1,8 @@
 """Times every case that has a peer, ours and the peer's interleaved in one run.
 
     python bench/run.py [op | suite ...] [--threads 1 2] [--dtype float32] [--isa avx2] [--save]
-    python bench/run.py [op ...] --device cuda [--dtype bfloat16] [--save [--results FOLDER]]
+    python bench/run.py [op | suite ...] --device cuda [--dtype bfloat16] [--save]
+                        [--results FOLDER]
 
 The table gives medians, their ratio, and which share of the measured limit (copy bandwidth, GEMM
 rate) our time is. What is timed is compared with the reference first. `--save` writes
@@ -9,7 +10,8 @@ bench/results/<op>.md with the command and the machine above the table. Suites (
 compare whole tasks with the libraries that people use for them; they run only where named.
 
 With `--device cuda` arrays, peers and limits are the GPU's: calls are captured in graphs, timed by
-events, and a case whose op has no CUDA kernel is left out with a line that says so.
+events, and a case whose op has no CUDA kernel is left out with a line that says so. Of the suites
+`cuda` and `attention_steps` run there.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ from harness import (  # noqa: E402
     as_list,
     assert_close,
     cases_of,
-    map_arrays,
     ops_with_cases,
     run_op,
     run_reference,
+    to_device,
     to_torch,
 )
+
+DEVICE_SUITES = ("cuda", "attention_steps")
 
 
 @contextlib.contextmanager
@@ -72,7 +76,7 @@ def time_case(op: str, case: Case, dtype: str, device: str = "cpu") -> dict[str,
     args, kwargs = to_torch(list(case.make(np.random.default_rng(7))), dtype)
     expected = run_reference(op, args, kwargs)  # first: some ops write into their arguments
     if device == "cuda":
-        args, kwargs = map_arrays(lambda t: to_device(t, case), [args, kwargs])
+        args, kwargs = to_device(op, case, args, kwargs)
     result = run_op(op, args, kwargs)
     assert_close(result, expected, case, dtype)
     if case.has_out:
@@ -88,12 +92,6 @@ def time_case(op: str, case: Case, dtype: str, device: str = "cpu") -> dict[str,
         )
     ratio = statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
     return {"ours": statistics.median(ours), "peer": statistics.median(theirs), "ratio": ratio}
-
-
-def to_device(t: torch.Tensor, case: Case) -> torch.Tensor:
-    """float64 arrays, and integers that an op reads on the host, stay there."""
-    on_host = t.dtype == torch.float64 or (case.host_integers and t.dtype == torch.int64)
-    return t if on_host else t.to("cuda")
 
 
 def overhead_table(threads: int) -> list[str]:
@@ -154,7 +152,12 @@ def op_table(
 
 
 def device_table(op: str, dtype: str, bandwidth: float, rate: float) -> list[str]:
-    rows = op_table(op, 1, dtype, bandwidth, rate, "cuda")
+    if op == "cuda":
+        rows = importlib.import_module("suites.cuda").table((bandwidth, rate))
+    elif op in DEVICE_SUITES:
+        rows = importlib.import_module(f"suites.{op}").table(1, "cuda")
+    else:
+        rows = op_table(op, 1, dtype, bandwidth, rate, "cuda")
     head = (
         f"Measured limits: copy {bandwidth / 1e9:.0f} GB/s, "
         f"{dtype} GEMM {rate / 1e12:.1f} TFLOP/s. "
@@ -185,8 +188,10 @@ def main(argv: list[str] | None = None) -> None:
     for op in options.ops:
         if op not in known:
             parser.error(f"unknown op {op!r}; known: {', '.join(known)}")
-        if on_device and op not in every[1:]:
-            parser.error(f"--device cuda times ops, not {op!r}")
+        if on_device and op not in (*every[1:], *DEVICE_SUITES):
+            parser.error(f"--device cuda times ops and {' and '.join(DEVICE_SUITES)}, not {op!r}")
+        if op == "cuda" and not on_device:
+            parser.error("suite 'cuda' needs --device cuda")
     if options.isa:
         px.set_isa(options.isa)
     command = "python bench/run.py " + shlex.join(sys.argv[1:] if argv is None else argv)
@@ -195,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
         every.remove("overhead")
         machine = torch.cuda.get_device_name()
         device_rates = device_limits(getattr(torch, options.dtype))
+        bandwidth, rate = device_rates
+        print(f"copy {bandwidth / 1e9:.0f} GB/s, {options.dtype} GEMM {rate / 1e12:.1f} TFLOP/s")
     for op in options.ops or every:
         lines = []
         with timing_lock():

@@ -4,6 +4,7 @@ bench/run.py: a `Case`. See tests/cases/lincomb.py for the pattern."""
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Case:
     peer: Callable[..., Any] | None = None
     exact: bool = False
     has_out: bool = True  # the op takes out=
-    host_integers: bool = False  # int64 arrays are read on the host, wherever the others are
+    host: tuple[str, ...] = ()  # arguments that are read on the host, wherever the others are
 
 
 def ops_with_cases() -> list[str]:
@@ -82,6 +83,23 @@ def to_torch(value: Any, dtype: str = "float32", device: str = "cpu") -> Any:
         return t.to(getattr(torch, dtype)) if t.dtype == torch.float32 else t
 
     return map_arrays(convert, value)
+
+
+def to_device(
+    op: str, case: Case, args: Any, kwargs: Any, move: Callable[[Any], Any] = lambda t: t.to("cuda")
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call on a device: all arrays but those that the op reads on the host."""
+
+    def moved(name: str, value: Any) -> Any:
+        if name in case.host:
+            return value
+        if isinstance(value, px.masks.key_lengths):
+            return px.masks.key_lengths(move(torch.as_tensor(value.lengths)))
+        return map_arrays(move, value)
+
+    names = inspect.signature(getattr(px.ops, op)).parameters
+    values = [moved(name, value) for name, value in zip(names, args, strict=False)]
+    return values, {name: moved(name, value) for name, value in kwargs.items()}
 
 
 def to_reference(value: Any) -> Any:

@@ -1,14 +1,18 @@
-"""tools/cuda_resources on recorded text, and the arguments and stages of bench/gpu/run_all.sh."""
+"""tools/cuda_resources on recorded text, the arguments and stages of bench/gpu/run_all.sh, and the
+tables that it asks for, small and on the CPU."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_ALL = ROOT / "bench" / "gpu" / "run_all.sh"
@@ -158,3 +162,55 @@ def test_a_failing_stage_does_not_stop_the_next(tmp_path: Path) -> None:
         ["bench", "bench_float32"],
     ]
     assert all("FAILED (1)" in line for line in summary)
+
+
+def test_every_op_with_a_kernel_is_timed() -> None:
+    benches = [x for x in run_all("--dry-run").stdout.splitlines() if x.startswith("bench")]
+    kernels = {path.parent.name for path in (ROOT / "csrc" / "ops").glob("*/*.cu")}
+    for line in benches:
+        words = line.split("run.py ")[1].split(" --device")[0].split()
+        assert set(words) - {"cuda", "attention_steps"} == kernels
+    assert " cuda attention_steps " in benches[0] and "attention_steps" not in benches[1]
+
+
+@pytest.fixture(scope="module")
+def suite() -> ModuleType:
+    sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
+    torch.set_num_threads(1)
+    try:
+        return importlib.import_module("suites.cuda")
+    finally:
+        del sys.path[:2]
+
+
+def test_whole_tasks_are_checked_and_timed(
+    suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = 1e10, 1e11
+    rows = [
+        suite.solver_step("cpu", limits, torch.bfloat16, 1 << 12),
+        suite.long_cache("cpu", limits, torch.float32, 40),
+        suite.trace_of_root("cpu", limits, 24),
+    ]
+    for row, share in zip(rows, ("% of a copy", "% of a copy", "times a product"), strict=True):
+        assert row.count("|") == 7 and share in row, row
+    right = suite.px.ops.lincomb
+    monkeypatch.setattr(
+        suite.px.ops, "lincomb", lambda x, c, out: right(x, [2 * n for n in c], out=out)
+    )
+    with pytest.raises(AssertionError):
+        suite.solver_step("cpu", limits, torch.float32, 1 << 12)
+
+
+def test_a_task_that_fails_does_not_end_the_table(
+    suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object) -> str:
+        raise RuntimeError("no device\nmore")
+
+    monkeypatch.setattr(suite, "solver_step", refused)
+    monkeypatch.setattr(suite, "long_cache", lambda *args: "| a row |")
+    monkeypatch.setattr(suite, "trace_of_root", refused)
+    lines = suite.table((1.0, 1.0))
+    assert sum("left out: RuntimeError: ['no device']" in x for x in lines) == 3
+    assert lines.count("| a row |") == 6

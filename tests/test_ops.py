@@ -21,6 +21,7 @@ from harness import (
     run_op,
     run_reference,
     strided,
+    to_device,
     to_reference,
     to_torch,
 )
@@ -138,10 +139,9 @@ def test_cuda_equals_reference(op: str, case: Case) -> None:
     for dtype in case.dtypes:
         args, kwargs = build(case, dtype)
         expected = run_reference(op, args, kwargs)
-        host = {torch.float64, torch.int64} if case.host_integers else {torch.float64}
-        move = lambda t: t if t.dtype in host else t.to("cuda")  # noqa: B023, E731
+        args, kwargs = to_device(op, case, args, kwargs)
         try:
-            actual = run_op(op, map_arrays(move, args), map_arrays(move, kwargs))
+            actual = run_op(op, args, kwargs)
         except RuntimeError as error:
             if "no CUDA kernel" in str(error):
                 pytest.skip(str(error))

@@ -133,12 +133,21 @@ if has_stage sanitize; then
   done
 fi
 
+# Tables appear one by one, those that matter most first: what the limit cuts off is the end.
+# The suites time both types themselves.
+suites="cuda attention_steps"
+ops_by_weight="attention linear sample_tokens next_scale_update lincomb kv_append layer_norm
+  attention_varlen merge_attention speculative_accept jacobi_update selective_scan feature_moments
+  pairwise_topk pairwise_count pairwise_kernel_sum random_normal guidance_weights moments
+  kv_append_varlen hadamard_projection dynamic_threshold feature_covariance gaussian_accept
+  systematic_resample relaxed_accept linear_pack"
 if has_stage bench; then
   for dtype in bfloat16 float32; do
     # shellcheck disable=SC2086  # --ops is a list
-    mapfile -t command < <(with timeout $((limit[bench] / 2)) "$python" bench/run.py $ops \
+    mapfile -t command < <(with timeout $((limit[bench] / 2)) "$python" bench/run.py ${ops:-$suites $ops_by_weight} \
       --device cuda --dtype $dtype --save --results "$out/bench_$dtype")
     run bench "bench_$dtype" "${command[@]}"
+    suites=
   done
 fi
 

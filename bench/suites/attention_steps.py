@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import interleaved
+from timing import device_interleaved, interleaved
 from torch import Tensor
 
 import pixleap as px
@@ -28,13 +28,18 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 
 def error(x: Tensor, exact: np.ndarray) -> float:
     """Root mean square against float64, relative to that of the exact values."""
-    return float(np.sqrt(np.mean((x.double().numpy() - exact) ** 2) / np.mean(exact**2)))
+    return float(np.sqrt(np.mean((host(x) - exact) ** 2) / np.mean(exact**2)))
+
+
+def host(x: Tensor) -> np.ndarray:
+    return x.double().cpu().numpy()
 
 
 def row(
     name: str, ours: Callable[[], Any], peer: Callable[[], Any], flops: float, note: str
 ) -> str:
-    a, b = interleaved(ours, peer, rounds=9)
+    on_device = torch.get_default_device().type == "cuda"
+    a, b = (device_interleaved if on_device else interleaved)(ours, peer, rounds=9)
     ratio = statistics.median(t / o for o, t in zip(a, b, strict=True))
     mine = statistics.median(a)
     return (
@@ -66,7 +71,7 @@ def scales(batch: int, dtype: torch.dtype, lengths: list[int]) -> str:
             sdpa(*part)
 
     ours()
-    exact = [px.reference.attention(*(x.double().numpy() for x in part)) for part in parts[-2:]]
+    exact = [px.reference.attention(*(host(x) for x in part)) for part in parts[-2:]]
     mine = max(error(out, e) for out, e in zip(outs[-2:], exact, strict=True))
     theirs = max(error(sdpa(*part), e) for part, e in zip(parts[-2:], exact, strict=True))
     assert mine < TOLERANCE[dtype]
@@ -124,7 +129,7 @@ def one_query(dtype: torch.dtype, int8: bool) -> str:
         px.ops.attention(q, keys, values, out=out, **options)
 
     ours()
-    exact = px.reference.attention(*(x.double().numpy() for x in (q, k, v)))
+    exact = px.reference.attention(*(host(x) for x in (q, k, v)))
     mine, theirs = error(out, exact), error(sdpa(q, k, v), exact)
     assert mine < (2e-2 if int8 else TOLERANCE[dtype])
     name = f"one query, 1024 keys{' in int8' if int8 else ''}, B=8"
@@ -132,12 +137,19 @@ def one_query(dtype: torch.dtype, int8: bool) -> str:
     return row(name, ours, lambda: sdpa(q, k, v), flops, f"error {mine:.1e}, torch {theirs:.1e}")
 
 
-def table(threads: int) -> list[str]:
+def table(threads: int, device: str = "cpu") -> list[str]:
+    with torch.device(device):
+        return _table(
+            "CUDA" if device == "cuda" else f"{threads} thread{'s' if threads > 1 else ''}"
+        )
+
+
+def _table(where: str) -> list[str]:
     torch.manual_seed(0)
     lines = []
     for dtype in (torch.float32, torch.bfloat16):
         lines += [
-            f"### VAR-d16, D=64, {str(dtype)[6:]}, {threads} thread{'s' if threads > 1 else ''}",
+            f"### VAR-d16, D=64, {str(dtype)[6:]}, {where}",
             "",
             "| case | pixleap | torch | ratio | GFLOP/s | check |",
             "|---|---|---|---|---|---|",

@@ -112,22 +112,19 @@ __device__ void append_head(const KvAppendParams& p, int64_t head, const T* in, 
   const AppendRow<T> query = row_of(0), key = row_of(1);
   const auto value = [&](int64_t d) { return to_accumulate(parts[2][d]); };
   write(query, out + head * p.out_strides[1]);
-  int64_t at[2], scale_at[2];
-  for (int i = 0; i < 2; ++i) {
-    const int64_t *s = p.cache_strides[i], *t = p.cache_scale_strides[i];
-    at[i] = slot * s[0] + head * s[1] + position * s[2];
-    scale_at[i] = slot * t[0] + head * t[1] + position * t[2];
-  }
+  const auto at = [&](const int64_t(&s)[3]) { return slot * s[0] + head * s[1] + position * s[2]; };
   if (p.cache_dtype != DType::i8) {
-    write(key, static_cast<T*>(p.cache[0]) + at[0]);
-    write(value, static_cast<T*>(p.cache[1]) + at[1]);
+    write(key, static_cast<T*>(p.cache[0]) + at(p.cache_strides[0]));
+    write(value, static_cast<T*>(p.cache[1]) + at(p.cache_strides[1]));
     return;
   }
-  const float scales[] = {
-      append_quantised(key, p.dim, static_cast<int8_t*>(p.cache[0]) + at[0], lane),
-      append_quantised(value, p.dim, static_cast<int8_t*>(p.cache[1]) + at[1], lane)};
-  if (lane == 0)
-    for (int i = 0; i < 2; ++i) p.cache_scale[i][scale_at[i]] = scales[i];
+  const auto quantise = [&](const auto& from, int i) {
+    const float scale = append_quantised(
+        from, p.dim, static_cast<int8_t*>(p.cache[i]) + at(p.cache_strides[i]), lane);
+    if (lane == 0) p.cache_scale[i][at(p.cache_scale_strides[i])] = scale;
+  };
+  quantise(key, 0);
+  quantise(value, 1);
 }
 
 // Calls f.template operator()<T>() for the types of qkv.

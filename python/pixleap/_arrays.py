@@ -51,6 +51,19 @@ def empty(like: Array, shape: Sequence[int], dtype: str | None = None) -> Array:
     return np.empty(shape, dtype or like.dtype)
 
 
+def on_device_of(like: Array, numbers: np.ndarray) -> Array:
+    """Numbers of the host for an op on `like`: as they are, or a copy on its GPU."""
+    if getattr(like, "is_cuda", False):
+        import torch
+
+        return torch.from_numpy(numbers).to(like.device)
+    if type(like).__module__.startswith("cupy"):
+        import cupy
+
+        return cupy.asarray(numbers)
+    return numbers
+
+
 def workspace(like: Array, count: int) -> list[Array]:
     """Scratch of a CUDA kernel, `count` float64 numbers where `like` is; none for the CPU, whose
     kernels find their own. So that ops allocate nothing on a device but what its framework keeps.

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ._arrays import Array, on_device_of
+
 
 @dataclass(frozen=True)
 class causal:
@@ -24,12 +26,15 @@ class block_causal:
 
     lengths: tuple[int, ...]
     ends: Any = field(init=False, repr=False, compare=False)  # (1, L) int64, of each token's block
+    # (prefix, device): how many keys each token sees there, copied once.
+    on_devices: dict[Any, Any] = field(init=False, repr=False, compare=False)
 
     def __init__(self, lengths: Any) -> None:
         sizes = tuple(int(n) for n in lengths)
         ends = [end for n, end in zip(sizes, accumulate(sizes), strict=True) for _ in range(n)]
         object.__setattr__(self, "lengths", sizes)
         object.__setattr__(self, "ends", np.array(ends, np.int64)[None])
+        object.__setattr__(self, "on_devices", {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +67,8 @@ class window:
 class neighbourhood:
     """Tokens of a height x width grid, row after row; each sees the `size` (height, width), odd, of
     them around it, and near an edge the outermost that many (neighbourhood attention, Hassani et
-    al. 2023). NaN in a value may reach queries up to 8 tokens further. An integer serves for both.
-    CPU only."""
+    al. 2023). NaN in a value may reach queries up to 8 tokens further. An integer serves for
+    both."""
 
     height: int
     width: int
@@ -91,19 +96,23 @@ def _pair(x: int | tuple[int, int]) -> tuple[int, int]:
     return x if isinstance(x, tuple) else (x, x)
 
 
-def visible_keys(
-    mask: block_causal | key_lengths, q_shape: tuple[int, ...], k_shape: tuple[int, ...]
-) -> Any:
-    """(B or 1, L or 1) int64: how many keys each query sees."""
+def visible_keys(mask: block_causal | key_lengths, q: Array, k: Array) -> Array:
+    """(B or 1, L or 1) int64, where q is: how many keys each query sees."""
     if isinstance(mask, block_causal):
-        total, (queries, keys) = sum(mask.lengths), (q_shape[2], k_shape[2])
+        total, queries, keys = sum(mask.lengths), q.shape[2], k.shape[2]
         if queries != total or keys < total:
             raise ValueError(
                 f"attention: argument 'mask' expected blocks that sum to the number of queries and "
                 f"to no more than that of keys {(queries, keys)}, got {total}"
             )
-        return mask.ends if keys == total else mask.ends + (keys - total)
+        seen = mask.ends if keys == total else mask.ends + (keys - total)
+        if not getattr(q, "is_cuda", False):
+            return on_device_of(q, seen)
+        place = keys - total, str(q.device)
+        if place not in mask.on_devices:
+            mask.on_devices[place] = on_device_of(q, seen)
+        return mask.on_devices[place]
     lengths = mask.lengths
     if isinstance(lengths, (list, tuple)):
-        lengths = np.asarray(lengths, np.int64)
+        lengths = on_device_of(q, np.asarray(lengths, np.int64))
     return lengths[:, None]

@@ -163,6 +163,7 @@ CASES = [
     Case("identity", make(2, 2, 7, 7, 16, mask=px.masks.identity(), return_lse=True)),
     Case("more than a task", make(1, 1, 197, 130, 64, mask_shape=(197, 130))),
     Case("int8", int8(2, 4, 50, 99, 24, kv_heads=2, return_lse=True)),
+    Case("near, int8", int8(1, 4, 72, 72, 20, kv_heads=2, mask=px.masks.neighbourhood(9, 8, 5))),
     Case("int8, one query", int8(3, 2, 1, 103, 32, kv_heads=2)),
     Case("int8, few queries", int8(1, 2, 4, 103, 20, kv_heads=2, mask=px.masks.causal())),
     *scales("VAR-d16", VAR_SCALES, 2, 16, 64),

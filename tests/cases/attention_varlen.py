@@ -8,6 +8,8 @@ import torch
 
 from harness import Case
 
+HOST = ("offsets", "lengths", "slots")  # arguments that the front reads
+
 
 def peer(
     q: torch.Tensor,
@@ -60,7 +62,7 @@ def make(
 
 
 def case(name: str, *args: Any, **kwargs: Any) -> Case:
-    return Case(name, make(*args, **kwargs), host_integers=True)
+    return Case(name, make(*args, **kwargs), host=HOST)
 
 
 def timed(
@@ -74,7 +76,7 @@ def timed(
         flops=4.0 * heads * seen * dim,
         bytes=8.0 * heads * (sum(queries) + sum(keys)) * dim,
         peer=peer,
-        host_integers=True,
+        host=HOST,
     )
 
 

@@ -10,6 +10,8 @@ from cases.kv_append import HALVES, INT8_TOLERANCE, drawn_options, drawn_scales
 from cases.kv_append import peer as peer_alone
 from harness import Case
 
+HOST = ("offsets", "positions", "slots")  # arguments that the front reads
+
 
 def peer(
     qkv: torch.Tensor,
@@ -64,7 +66,7 @@ def make(
 
 def case(name: str, *args: Any, **kwargs: Any) -> Case:
     # More than `out` is written.
-    return Case(name, make(*args, **kwargs), has_out=False, host_integers=True)
+    return Case(name, make(*args, **kwargs), has_out=False, host=HOST)
 
 
 def int8_case(name: str, kind: str, dtypes: tuple[str, ...], *args: Any, **kwargs: Any) -> Case:
@@ -74,7 +76,7 @@ def int8_case(name: str, kind: str, dtypes: tuple[str, ...], *args: Any, **kwarg
         dtypes=dtypes,
         tolerance=INT8_TOLERANCE,
         has_out=False,
-        host_integers=True,
+        host=HOST,
     )
 
 
@@ -91,7 +93,7 @@ def timed(
         bytes=4.0 * 6 * numbers,
         peer=peer,
         has_out=False,
-        host_integers=True,
+        host=HOST,
     )
 
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/workspace.h"
+
 namespace pixleap {
 namespace {
 
@@ -92,10 +94,10 @@ void attention_keys(const Check& check, AttentionParams& p, const View& q, const
   std::copy_n(v_scale.strides, 3, p.v_scale_strides);
 }
 
-void attention(std::span<const Out> out, const View& q, const View& k, const View& v,
-               const Optional& k_scale, const Optional& v_scale, const Optional& mask,
-               const Optional& visible, std::span<const int64_t> window, bool causal,
-               double scale) {
+void attention(std::span<const Out> out, std::span<const Out> scratch, const View& q, const View& k,
+               const View& v, const Optional& k_scale, const Optional& v_scale,
+               const Optional& mask, const Optional& visible, std::span<const int64_t> window,
+               bool causal, double scale) {
   const Check check("attention");
   check.ndim(q, 4);
   check.ndim(k, 4);
@@ -155,6 +157,10 @@ void attention(std::span<const Out> out, const View& q, const View& k, const Vie
   std::copy_n(out[0].strides, 3, p.out_strides);
   p.causal = causal;
   p.scale = static_cast<float>(scale);
+  const int64_t works = p.batch * p.heads * p.queries, chunks = attention_chunks(p.keys);
+  if (!scratch.empty() && p.queries <= kAttentionStreamUpTo && works < (1 << 20) &&
+      chunks < (1 << 30) && workspace_size(check, scratch, q, works * chunks * (p.dim + 2) / 2 + 1))
+    p.split = scratch[0].as<float>();
   if (out[0].numel() > 0) kernels.run(check, p, q);
 }
 

@@ -1,5 +1,6 @@
 #include "ops/attention/cuda_mma.h"
 #include "ops/attention/cuda_simt.h"
+#include "ops/attention/cuda_split.h"
 
 namespace pixleap {
 namespace {
@@ -17,28 +18,40 @@ __global__ void __launch_bounds__(kAttentionThreads)
   attend_simt<D>(p, attention_work(p, first + blockIdx.x, SimtAttention<D>::kQueries));
 }
 
-template <int D>
+// chunks: of a query, by a block each, which attention_merge follows; 1: one block has them all.
+template <class KV, int D>
 __global__ void __launch_bounds__(kAttentionThreads)
-    attention_stream(const __grid_constant__ AttentionParams p, const int64_t first) {
-  attend_stream<D>(p, attention_work(p, first + blockIdx.x, 1));
+    attention_stream(const __grid_constant__ AttentionParams p, const int64_t first,
+                     const int64_t chunks) {
+  const int64_t index = first + blockIdx.x, work = index / chunks, chunk = index % chunks;
+  attend_stream<KV, D>(p, attention_work(p, work, 1), chunk,
+                       chunks > 1 ? stream_part(p, work, chunk) : nullptr);
+}
+
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_merge(const __grid_constant__ AttentionParams p, const int64_t first,
+                    const int64_t parts) {
+  const int64_t work = (first + blockIdx.x) / parts;
+  merge_stream(p, attention_work(p, work, 1), work);
 }
 
 }  // namespace
 
 // Which kernel runs depends on one head's queries and on types only, and so do the bits.
 void attention_cuda(const AttentionParams& p, const Device& device) {
-  if (p.window.near_rows)
-    throw BackendError(
-        "attention: argument 'mask' is a neighbourhood, for which there is no CUDA kernel");
   const int64_t queries = p.window.rows ? p.window.size() : p.queries;
+  if (attention_by_stream(p, queries))
+    return with_stream_attention(p, [&]<class KV, int D>() {
+      const int64_t chunks = p.split ? attention_chunks(p.keys) : 1;
+      launch_attention(attention_stream<KV, D>, p, 1, 0, device, chunks);
+      if (chunks > 1) launch_attention(attention_merge, p, 1, 0, device, int64_t{1});
+    });
   if (attention_by_mma(p))
     return with_mma_attention(p, queries, [&]<class T, int D, bool Split>() {
       using Shape = MmaAttention<T, D, Split>;
       launch_attention(attention_mma<T, D, Split>, p, Shape::kQueries, Shape::kBytes, device);
     });
   with_padded_dim(p.dim, [&]<int D>() {
-    if (queries <= kAttentionStreamUpTo)
-      return launch_attention(attention_stream<D>, p, 1, 0, device);
     using Shape = SimtAttention<D>;
     launch_attention(attention_simt<D>, p, Shape::kQueries, Shape::kBytes, device);
   });

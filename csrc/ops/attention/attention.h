@@ -12,6 +12,13 @@ namespace pixleap {
 constexpr int kAttentionMaxDim = 256;
 constexpr int64_t kAttentionGrain = 1 << 18;  // multiply-adds per chunk of tasks
 
+// On a GPU up to so many queries of a head have blocks of their own; of 16-bit keys, so many.
+constexpr int64_t kAttentionStreamUpTo = 4, kAttentionStreamHalfUpTo = 2;
+constexpr int64_t kAttentionChunk = 256;  // keys, which are then summed apart
+PIXLEAP_HD static inline int64_t attention_chunks(int64_t keys) {
+  return (keys + kAttentionChunk - 1) / kAttentionChunk;
+}
+
 // Queries of a task, which share what is made of a block of keys: as many as its scratch holds,
 // fewer where threads would have nothing to do. No bit of the result depends on it.
 static inline int64_t attention_task_queries(int64_t dim, int64_t queries, int64_t parts,
@@ -86,6 +93,7 @@ struct AttentionParams {
   AttentionWindow window;  // beside no other mask; queries = keys = height * width
   bool causal;             // query i sees keys up to keys - queries + i
   float scale;
+  float* split;  // (batch, heads, queries, chunks of keys, dim + 2) for a CUDA kernel, or null
 };
 
 // What both fronts ask of queries and keys beyond the ranks; fills what `p` holds of keys and
@@ -94,10 +102,12 @@ void attention_keys(const Check& check, AttentionParams& p, const View& q, const
                     const View& v, const Optional& k_scale, const Optional& v_scale);
 
 // `out` is the output alone or with the log-sum-exp of the scores after it.
-// `window`: the eight numbers of AttentionWindow, or none.
-void attention(std::span<const Out> out, const View& q, const View& k, const View& v,
-               const Optional& k_scale, const Optional& v_scale, const Optional& mask,
-               const Optional& visible, std::span<const int64_t> window, bool causal, double scale);
+// `scratch`: none, or one array for a GPU to split the keys of few queries over blocks: no bit of
+// the result depends on it. `window`: the eight numbers of AttentionWindow, or none.
+void attention(std::span<const Out> out, std::span<const Out> scratch, const View& q, const View& k,
+               const View& v, const Optional& k_scale, const Optional& v_scale,
+               const Optional& mask, const Optional& visible, std::span<const int64_t> window,
+               bool causal, double scale);
 
 PIXLEAP_DECLARE_KERNELS(attention, AttentionParams)
 

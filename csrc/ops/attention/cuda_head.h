@@ -13,12 +13,21 @@ constexpr int kAttentionWarps = kAttentionThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kLog2OfE = 1.44269504f, kLogOf2 = 0.693147181f;
 
+// A neighbourhood's queries are numbered from here on, apart from the keys: they are cells of
+// another patch of the grid.
+constexpr int64_t kNearQueries = int64_t{1} << 40;
+
+// Where the cells of a window or of a patch are on the grid, which they may wrap around.
+struct AttentionCells {
+  int64_t y, x, columns;
+};
+
 // Some queries of a head, in a window of it where there are windows, or of a sequence in it.
 struct AttentionHead {
   int64_t q, k, v, out;  // where the head or the sequence begins, in elements
   int64_t k_scale, v_scale;
-  int64_t batch, head;             // for masks and lse
-  int64_t window_row, window_col;  // corner of the window, rolled
+  int64_t batch, head;                 // for masks and lse
+  AttentionCells cells, near_queries;  // of the window; or keys, and queries, of a neighbourhood
   int64_t queries, keys, first_query;
 };
 
@@ -35,7 +44,7 @@ __device__ inline AttentionHead attention_head(const AttentionParams& p, int64_t
   h.k_scale = slot * p.k_scale_strides[0] + g * p.k_scale_strides[1];
   h.v_scale = slot * p.v_scale_strides[0] + g * p.v_scale_strides[1];
   h.batch = batch, h.head = head;
-  h.window_row = h.window_col = 0;
+  h.cells = h.near_queries = {0, 0, 1};
   h.queries = queries, h.keys = keys, h.first_query = first_query;
   return h;
 }
@@ -50,11 +59,23 @@ __device__ inline AttentionHead attention_work(const AttentionParams& p, int64_t
   const int64_t head = part / windows % p.heads, batch = part / windows / p.heads;
   AttentionHead h =
       attention_head(p, batch, batch, head, 0, queries, w.rows ? queries : p.keys, block * rows);
-  if (w.rows) {
-    const int64_t across = w.width / w.columns;
-    h.window_row = window / across * w.rows + w.down;
-    h.window_col = window % across * w.columns + w.right;
-  }
+  if (!w.rows) return h;
+  const AttentionPatch q = w.queries(window);
+  h.cells = {q.y, q.x, q.columns};
+  if (!w.near_rows) return h;
+  // The keys that some query of the block sees. At an edge of the grid blocks may have no queries.
+  h.near_queries = h.cells;
+  const int64_t left = q.size() - h.first_query, here = left < rows ? left : rows;
+  const int64_t top = h.first_query / q.columns;
+  const int64_t bottom = here > 0 ? (h.first_query + here - 1) / q.columns : top;
+  h.cells.y = w.first_near(q.y + top, w.near_rows, w.height);
+  h.cells.x = w.first_near(q.x, w.near_columns, w.width);
+  h.cells.columns =
+      w.first_near(q.x + q.columns - 1, w.near_columns, w.width) + w.near_columns - h.cells.x;
+  h.keys = (w.first_near(q.y + bottom, w.near_rows, w.height) + w.near_rows - h.cells.y) *
+           h.cells.columns;
+  h.queries = kNearQueries + q.size();
+  h.first_query += kNearQueries;
   return h;
 }
 
@@ -65,14 +86,26 @@ inline int64_t attention_works(const AttentionParams& p, int rows) {
   return p.batch * p.heads * (windowed ? p.window.count() : 1) * ((queries + rows - 1) / rows);
 }
 
+// Line and column of a cell among its window's or its patch's. No window has 2^32 cells: that
+// would be 2^64 scores. A division of 64 bits is a call.
+struct AttentionPlace {
+  uint32_t line, column;
+};
+__device__ inline AttentionPlace attention_place(const AttentionCells& cells, int64_t cell) {
+  const auto c = static_cast<uint32_t>(cell), columns = static_cast<uint32_t>(cells.columns);
+  const uint32_t line = c / columns;
+  return {line, c - line * columns};
+}
+
 // The row of q, k, v, out or lse of a query or key.
 __device__ inline int64_t attention_row(const AttentionParams& p, const AttentionHead& h,
                                         int64_t cell) {
   const AttentionWindow& w = p.window;
   if (!w.rows) return cell;
-  // No window has 2^32 cells: that would be 2^64 scores. A division of 64 bits is a call.
-  const uint32_t line = static_cast<uint32_t>(cell) / static_cast<uint32_t>(w.columns);
-  int64_t y = h.window_row + line, x = h.window_col + cell - line * w.columns;
+  const bool query = cell >= kNearQueries;
+  const AttentionCells& cells = query ? h.near_queries : h.cells;
+  const AttentionPlace at = attention_place(cells, query ? cell - kNearQueries : cell);
+  int64_t y = cells.y + at.line, x = cells.x + at.column;
   if (y >= w.height) y -= w.height;
   if (x >= w.width) x -= w.width;
   return y * w.width + x;
@@ -120,9 +153,29 @@ __device__ inline void attention_store(void* data, DType dtype, int64_t i, float
   }
 }
 
-// A score with the mask array's addend, in units of ln 2.
+// Whether a neighbourhood hides a key of its patch from a query.
+__device__ inline bool attention_far(const AttentionParams& p, const AttentionHead& h,
+                                     int64_t query, int64_t key) {
+  const AttentionWindow& w = p.window;
+  const int64_t token = attention_row(p, h, query);  // does not change in a loop over keys
+  const auto token_y = static_cast<uint32_t>(token) / static_cast<uint32_t>(w.width);
+  const int64_t token_x = token - token_y * w.width;
+  const int64_t y = w.first_near(token_y, w.near_rows, w.height) - h.cells.y;
+  const int64_t x = w.first_near(token_x, w.near_columns, w.width) - h.cells.x;
+  const AttentionPlace at = attention_place(h.cells, key);
+  return at.line - static_cast<uint32_t>(y) >= static_cast<uint32_t>(w.near_rows) ||
+         at.column - static_cast<uint32_t>(x) >= static_cast<uint32_t>(w.near_columns);
+}
+
+// Whether masked_score has to be asked for.
+__device__ inline bool attention_masked(const AttentionParams& p) {
+  return p.mask || p.window.near_rows;
+}
+
+// A score with the mask array's addend, in units of ln 2, or as a neighbourhood hides it.
 __device__ inline float masked_score(const AttentionParams& p, const AttentionHead& h,
                                      int64_t query, int64_t key, float score) {
+  if (p.window.near_rows) return attention_far(p, h, query, key) ? -INFINITY : score;
   const int64_t i = h.batch * p.mask_strides[0] + h.head * p.mask_strides[1] +
                     query * p.mask_strides[2] + key * p.mask_strides[3];
   return fmaf(element_at(p.mask, p.mask_dtype, i), kLog2OfE, score);
@@ -140,17 +193,18 @@ __device__ inline void store_lse(const AttentionParams& p, const AttentionHead& 
 // What scores lose before the exponential: 0 where all are minus infinity.
 __device__ inline float softmax_shift(float max) { return max == -INFINITY ? 0.f : max; }
 
-// Launches kernel(p, first work) on as many blocks as there are works.
-template <class Kernel>
+// Launches kernel(p, first work) on as many blocks as there are works, or kernel(p, first block,
+// parts) on `parts` blocks for each.
+template <class Kernel, class... Parts>
 void launch_attention(Kernel kernel, const AttentionParams& p, int rows, size_t shared_bytes,
-                      const Device& device) {
+                      const Device& device, Parts... parts) {
   constexpr int64_t kMost = 1 << 30;
-  const int64_t works = attention_works(p, rows);
-  for (int64_t first = 0; first < works; first += kMost) {
-    const int64_t left = works - first;
+  const int64_t blocks = (attention_works(p, rows) * ... * parts);
+  for (int64_t first = 0; first < blocks; first += kMost) {
+    const int64_t left = blocks - first;
     const LaunchShape shape{dim3(static_cast<unsigned>(left < kMost ? left : kMost)),
                             dim3(kAttentionThreads), shared_bytes};
-    launch(kernel, shape, device, p, first);
+    launch(kernel, shape, device, p, first, parts...);
   }
 }
 

@@ -179,7 +179,7 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
           }
         }
       }
-      const bool partial = first + kKeys > mine.least;
+      const bool partial = first + kKeys > mine.least, masked = attention_masked(p);
       float top[2] = {max[0], max[1]};
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n)
@@ -187,11 +187,11 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
         for (int i = 0; i < 4; ++i) {
           const int r = i / 2;
           float x = s[n][i] * factor;
-          if (partial || p.mask) {
+          if (partial || masked) {
             const int64_t key = first + n * 8 + 2 * t + i % 2;
             if (key >= row_seen[r])
               x = -INFINITY;
-            else if (p.mask)
+            else if (masked)
               x = masked_score(p, h, h.first_query + first_row + g + 8 * r, key, x);
           }
           s[n][i] = x;

@@ -6,10 +6,7 @@
 
 namespace pixleap {
 
-constexpr int64_t kAttentionStreamUpTo = 4;  // queries, which take a block each
-
-// ---- Tiles: a warp has 4 queries; a lane has one of 32 keys, then every 32nd dimension ----
-
+// A warp has 4 queries; a lane has one of 32 keys, then every 32nd dimension.
 template <int D>
 struct SimtAttention {
   static constexpr int kRows = 4, kQueries = kRows * kAttentionWarps, kTile = 32;
@@ -82,7 +79,7 @@ __device__ void attend_simt(const AttentionParams& p, const AttentionHead& h) {
       for (int r = 0; r < kRows; ++r) {
         if (j + lane >= seen[own + r])
           s[r] = -INFINITY;
-        else if (p.mask)
+        else if (attention_masked(p))
           s[r] = masked_score(p, h, h.first_query + own + r, j + lane, s[r]);
         float top = fmaxf(max[r], s[r]);  // a NaN never becomes it, but stays a NaN weight
         for (int step = 16; step; step /= 2)
@@ -128,98 +125,6 @@ __device__ void attend_simt(const AttentionParams& p, const AttentionHead& h) {
                         sum[r] == 0.f ? 0.f : o[r][i] * inverse);
     if (lane == 0) store_lse(p, h, query, max[r], sum[r]);
   }
-}
-
-// ---- Streams: one query; 8 lanes take every 16th key, and are merged at the end ----
-
-template <int D>
-struct StreamAttention {
-  static constexpr int kLanes = 8, kStreams = kAttentionThreads / kLanes;
-  static constexpr int kKeys = 4;  // of a stream at a time, for their loads to overlap
-};
-
-template <int D>
-__device__ void attend_stream(const AttentionParams& p, const AttentionHead& h) {
-  using Shape = StreamAttention<D>;
-  constexpr int kLanes = Shape::kLanes, kStreams = Shape::kStreams, kKeys = Shape::kKeys;
-  constexpr int kOwn = D / kLanes;  // dimensions of a lane: lane, lane + 8, ...
-  __shared__ float parts[kStreams][D], maxima[kStreams], sums[kStreams];
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int stream = static_cast<int>(threadIdx.x) / kLanes;
-  const int64_t seen = attention_seen(p, h, h.first_query);
-  const int64_t query = attention_row(p, h, h.first_query);
-  float q[kOwn], o[kOwn] = {}, max = -INFINITY, sum = 0.f;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int d = i * kLanes + lane;
-    q[i] = d < p.dim
-               ? element_at(p.q, p.dtype, h.q + query * p.q_strides[2] + d) * (p.scale * kLog2OfE)
-               : 0.f;
-  }
-  for (int64_t j = 0; j < seen; j += kStreams * kKeys) {
-    float s[kKeys];
-    int64_t row[kKeys];
-#pragma unroll
-    for (int n = 0; n < kKeys; ++n) {
-      const int64_t key = j + n * kStreams + stream;
-      s[n] = 0.f;
-      if (key >= seen) continue;
-      row[n] = attention_row(p, h, key);
-      const int64_t from = h.k + row[n] * p.k_strides[2];
-      const float scale = p.k_scale ? p.k_scale[h.k_scale + row[n] * p.k_scale_strides[2]] : 1.f;
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        const int d = i * kLanes + lane;
-        if (d < p.dim) s[n] = fmaf(q[i], element_at(p.k, p.kv_dtype, from + d) * scale, s[n]);
-      }
-    }
-    float top = max;
-#pragma unroll
-    for (int n = 0; n < kKeys; ++n) {
-      const int64_t key = j + n * kStreams + stream;
-      for (int step = kLanes / 2; step; step /= 2) s[n] += __shfl_xor_sync(kAllLanes, s[n], step);
-      if (key >= seen)
-        s[n] = -INFINITY;
-      else if (p.mask)
-        s[n] = masked_score(p, h, h.first_query, key, s[n]);
-      top = fmaxf(top, s[n]);
-    }
-    const float shift = softmax_shift(top), decay = exp2f(max - shift);
-    max = top;
-    sum *= decay;
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) o[i] *= decay;
-#pragma unroll
-    for (int n = 0; n < kKeys; ++n) {
-      if (j + n * kStreams + stream >= seen) continue;
-      const float weight = exp2f(s[n] - shift);
-      const float scale = p.v_scale ? p.v_scale[h.v_scale + row[n] * p.v_scale_strides[2]] : 1.f;
-      const int64_t from = h.v + row[n] * p.v_strides[2];
-      sum += weight;
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        const int d = i * kLanes + lane;
-        if (d < p.dim) o[i] = fmaf(weight * scale, element_at(p.v, p.kv_dtype, from + d), o[i]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) parts[stream][i * kLanes + lane] = o[i];
-  if (lane == 0) maxima[stream] = max, sums[stream] = sum;
-  __syncthreads();
-  float most = maxima[0], total = 0.f;
-  for (int i = 1; i < kStreams; ++i) most = fmaxf(most, maxima[i]);
-  for (int i = 0; i < kStreams; ++i)
-    total = fmaf(sums[i], exp2f(maxima[i] - softmax_shift(most)), total);
-  const float inverse = 1.f / total;
-  for (int d = static_cast<int>(threadIdx.x); d < p.dim; d += kAttentionThreads) {
-    float x = 0.f;
-    for (int i = 0; i < kStreams; ++i)
-      x = fmaf(parts[i][d], exp2f(maxima[i] - softmax_shift(most)), x);
-    attention_store(p.out, p.dtype, h.out + query * p.out_strides[2] + d,
-                    total == 0.f ? 0.f : x * inverse);
-  }
-  if (threadIdx.x == 0) store_lse(p, h, h.first_query, most, total);
 }
 
 }  // namespace pixleap

@@ -2,6 +2,7 @@
 
 #include "ops/attention/cuda_mma.h"
 #include "ops/attention/cuda_simt.h"
+#include "ops/attention/cuda_split.h"
 #include "ops/attention_varlen/attention_varlen.h"
 
 namespace pixleap {
@@ -45,10 +46,10 @@ __global__ void __launch_bounds__(kAttentionThreads)
   attend_simt<D>(g.shared, varlen_work(g, blockIdx.x, SimtAttention<D>::kQueries));
 }
 
-template <int D>
+template <class KV, int D>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_varlen_stream(const __grid_constant__ Group g) {
-  attend_stream<D>(g.shared, varlen_work(g, blockIdx.x, 1));
+  attend_stream<KV, D>(g.shared, varlen_work(g, blockIdx.x, 1), 0, nullptr);
 }
 
 // The sequences of `least` to `most` queries, in as many launches as their descriptions take.
@@ -81,25 +82,24 @@ void launch_sequences(Kernel kernel, const AttentionVarlenParams& p, int64_t lea
 // Sequences of few queries and of many take the kernels that attention of them alone takes.
 void attention_varlen_cuda(const AttentionVarlenParams& p, const Device& device) {
   const bool mma = attention_by_mma(p.shared);
-  const int64_t few = mma ? kAttentionSplitUpTo : kAttentionStreamUpTo;
-  for (const int64_t queries : {few, few + 1}) {
-    const int64_t least = queries == few ? 0 : few + 1, most = queries == few ? few : INT64_MAX;
-    if (mma) {
-      with_mma_attention(p.shared, queries, [&]<class T, int D, bool Split>() {
-        using Shape = MmaAttention<T, D, Split>;
-        launch_sequences(attention_varlen_mma<T, D, Split>, p, least, most, Shape::kQueries,
-                         Shape::kBytes, device);
-      });
-      continue;
-    }
-    with_padded_dim(p.shared.dim, [&]<int D>() {
-      if (queries == few)
-        return launch_sequences(attention_varlen_stream<D>, p, least, most, 1, 0, device);
+  // Up to which numbers of queries: streams, shared by warps (tensor cores only), tiles.
+  const int64_t bounds[] = {mma ? kAttentionStreamHalfUpTo : kAttentionStreamUpTo,
+                            mma ? kAttentionSplitUpTo : kAttentionStreamUpTo, INT64_MAX};
+  with_stream_attention(p.shared, [&]<class KV, int D>() {
+    launch_sequences(attention_varlen_stream<KV, D>, p, 0, bounds[0], 1, 0, device);
+  });
+  if (!mma)
+    return with_padded_dim(p.shared.dim, [&]<int D>() {
       using Shape = SimtAttention<D>;
-      launch_sequences(attention_varlen_simt<D>, p, least, most, Shape::kQueries, Shape::kBytes,
-                       device);
+      launch_sequences(attention_varlen_simt<D>, p, bounds[1] + 1, bounds[2], Shape::kQueries,
+                       Shape::kBytes, device);
     });
-  }
+  for (int i = 1; i < 3; ++i)
+    with_mma_attention(p.shared, bounds[i], [&]<class T, int D, bool Split>() {
+      using Shape = MmaAttention<T, D, Split>;
+      launch_sequences(attention_varlen_mma<T, D, Split>, p, bounds[i - 1] + 1, bounds[i],
+                       Shape::kQueries, Shape::kBytes, device);
+    });
 }
 
 }  // namespace pixleap

@@ -111,13 +111,16 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Maps that do not fit in shared memory: each pixel from its tokens, at most 12 x 12 of them.
-__global__ void __launch_bounds__(kThreads) pixel_kernel(const NextScaleUpdateParams p) {
+constexpr int kPixelThreads = 128;
+__global__ void __launch_bounds__(kPixelThreads) pixel_kernel(const NextScaleUpdateParams p) {
+  // A thread's own: arrays that a loop indexes have no place in registers.
+  __shared__ UpsampleTerms terms_x[kPixelThreads], terms_y[kPixelThreads];
+  UpsampleTerms &of_x = terms_x[threadIdx.x], &of_y = terms_y[threadIdx.x];
   const int64_t h = p.height, n = p.side, all = p.batch * p.channels * h * h;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < all;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPixelThreads + threadIdx.x; i < all;
+       i += static_cast<int64_t>(gridDim.x) * kPixelThreads) {
     const int64_t x = i % h, y = i / h % h, channel = i / (h * h) % p.channels;
     const int64_t sample = i / (h * h * p.channels);
-    UpsampleTerms of_x, of_y;
     make_terms(h, n, x, of_x);
     make_terms(h, n, y, of_y);
     float sum = p.phi_bias[channel] * p.phi_ratio;
@@ -161,7 +164,8 @@ void next_scale_update_cuda(const NextScaleUpdateParams& p, const Device& device
     return 3 * n * h + (9 * n * rows > h * h ? 9 * n * rows : h * h);
   };
   if (h > kMaxHeight || floats(1) > kMemory) {
-    launch(pixel_kernel, grid_for(p.batch * p.channels * h * h, kThreads), kThreads, device, p);
+    launch(pixel_kernel, grid_for(p.batch * p.channels * h * h, kPixelThreads), kPixelThreads,
+           device, p);
     const int64_t inputs = p.batch * p.next_side * p.next_side * p.channels;
     if (inputs > 0) launch(area_kernel, grid_for(inputs, kThreads), kThreads, device, p);
     return;

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from .. import _native, masks
-from .._arrays import Array, empty, shape
+from .._arrays import Array, empty, shape, workspace
 
 
 def attention(
@@ -45,6 +45,7 @@ def attention(
     and values that a mask from `pixleap.masks` hides are not read.
     """
     size = shape(q, "attention", "q", 4)
+    shape(k, "attention", "k", 4)
     if return_lse:
         outputs = out or (empty(q, size), empty(q, size[:3], "float32"))
     else:
@@ -57,8 +58,20 @@ def attention(
     elif isinstance(mask, (masks.window, masks.neighbourhood, masks.identity)):
         added, window = None, mask.numbers(size[2])
     elif isinstance(mask, (masks.block_causal, masks.key_lengths)):
-        added, visible = None, masks.visible_keys(mask, size, shape(k, "attention", "k", 4))
+        added, visible = None, masks.visible_keys(mask, q, k)
     if scale is None:
         scale = 1.0 / math.sqrt(size[3] or 1)
-    _native.attention(outputs, q, k, v, k_scale, v_scale, added, visible, window, causal, scale)
+    _native.attention(
+        outputs, _scratch(q, k), q, k, v, k_scale, v_scale, added, visible, window, causal, scale
+    )
     return tuple(outputs) if return_lse else outputs[0]
+
+
+def _scratch(q: Array, k: Array) -> list[Array]:
+    """On a GPU, of what the blocks that share a query's keys, 256 each, leave to be added; none
+    where there are queries enough to fill the GPU. Results do not depend on it."""
+    batch, heads, queries, dim = q.shape
+    chunks = -(-k.shape[2] // 256)
+    if queries > 4 or chunks < 2 or batch * heads * queries >= 528:
+        return []
+    return workspace(q, batch * heads * queries * chunks * (dim + 2) // 2 + 1)
