@@ -201,6 +201,7 @@ class EmulatedBackend:
     def __init__(self) -> None:
         self.graphs: list[EmulatedGraph] = []
         self.replays = self.warm_ups = 0
+        self.active = True  # for `Graphs` made from now on
         self.recorder: _Recorder | None = None
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
@@ -238,7 +239,7 @@ def emulated_graphs() -> Iterator[EmulatedBackend]:
 
     before = graphs.backend_for
     try:
-        graphs.backend_for = lambda device: backend
+        graphs.backend_for = lambda device: backend if backend.active else None
         for op in natives:
             setattr(_native, op, recorded(op))
         yield backend
