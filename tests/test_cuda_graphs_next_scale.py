@@ -13,7 +13,7 @@ from next_scale_models import random_var
 from torch import Tensor
 
 from pixleap import _native
-from pixleap.decode import NextScaleDecoder
+from pixleap.decode import NextScaleDecoder, SpeculativeDecoder
 from pixleap.decode.next_scale import Sampling
 from pixleap.models import VAR
 
@@ -123,6 +123,41 @@ def test_a_draw_that_reads_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) 
         decoder.tokens(LABELS)
         with pytest.raises(RuntimeError, match=r"graphs: step .*'scale', 0, 0.*__float__"):
             decoder.tokens(LABELS)
+
+
+SPECULATIVE = [
+    {"rule": "rejection", "mode": "token", "drafted": 1},
+    {"rule": "rejection", "mode": "joint", "drafted": 3},
+    {"rule": "coupled", "drafted": 2},
+]
+
+
+@pytest.mark.parametrize("how", SPECULATIVE, ids=str)
+def test_speculation_reads_one_tensor_per_chunk(how: dict[str, Any]) -> None:
+    """Captured and replayed chunks give what plain calls give, and as many acceptances."""
+    model = random_var()
+    near = random_var()
+    with torch.no_grad():
+        near.head.weight.add_(torch.randn_like(near.head.weight) * 0.05)
+    models = NextScaleDecoder(model), NextScaleDecoder(near)
+    plain = SpeculativeDecoder(*models, **how)
+    runs = [(labels, seed) for seed in range(6) for labels in (LABELS, OTHER[:2])]
+    expected = [plain.tokens(labels, seed=seed, top_k=9) for labels, seed in runs]
+    with emulated_graphs() as backend:
+        decoder = SpeculativeDecoder(*models, **how)
+        for (labels, seed), want in zip(runs, expected, strict=True):
+            with HostReads() as host:
+                got = decoder.tokens(labels, seed=seed, top_k=9)
+            # One per chunk, and the labels' check by each model.
+            assert names(host.reads).get("tolist", 0) == got.target_passes
+            assert set(names(host.reads)) <= {"tolist", "__int__"}
+            assert names(host.reads).get("__int__", 0) <= 2
+            assert_same((got.tokens, got.f_hat), (want.tokens, want.f_hat))
+            for name in ("drafted", "accepted", "target_passes", "draft_passes"):
+                assert getattr(got, name) == getattr(want, name), name
+        assert backend.replays > 20
+    passes = sum(w.target_passes for w in expected)
+    assert len(runs) < passes < SCALES * len(runs)  # some drafts were accepted, some were not
 
 
 def cuda_decodes_as_the_cpu(model: VAR, on_device: VAR) -> None:

@@ -99,14 +99,24 @@ def _work(lengths: Sequence[int], first: int, stop: int) -> tuple[float, float, 
     return 1.0, float(ends[stop] - ends[first]), float(pairs)
 
 
+def seconds_of(action: Callable[..., Any], *args: Any) -> float:
+    """Of one call, up to the end of what it started on a device."""
+    cuda = torch.cuda.is_initialized()
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    action(*args)
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def _fastest(actions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     """Least seconds of each, taken in turns so that a busy moment of the machine hits all."""
     times = [float("inf")] * len(actions)
     for _ in range(repeats + 1):  # the first round warms up
         for i, action in enumerate(actions):
-            start = time.perf_counter()
-            action()
-            times[i] = min(times[i], time.perf_counter() - start)
+            times[i] = min(times[i], seconds_of(action))
     return times
 
 
@@ -170,7 +180,7 @@ def measure(
     acceptance = [(k + 0.5) / (rounds * len(many) + 1) for k in kept]
     checks: list[Callable[[], Any]] = []
     draws: list[Callable[[], Any]] = []
-    few = torch.arange(batch)
+    few = torch.arange(batch, device=target.packed.device)
     few = torch.cat((few, few + len(many))) if guided else few
     for scale, (theirs, ours) in enumerate(zip(guesses, seen, strict=True)):
         proposed = judge.sampling.draw(theirs, scale, scales)

@@ -181,7 +181,7 @@ class Passes:
             torch.index_select(self._model.class_emb.weight, 0, given, out=self.condition)
             self._model.modulation(self.condition, self._vectors)
 
-        steps("modulation", modulate, self._classes(labels))
+        steps(("modulation", id(self)), modulate, self._classes(labels))
         self.advance_to(0)
 
     def advance_to(self, scales: int) -> None:

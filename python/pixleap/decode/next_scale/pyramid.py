@@ -172,6 +172,10 @@ class Pyramid:
         elif tokens is not self._tokens[scale]:
             self._tokens[scale].copy_(tokens)
 
+    def written(self, scale: int) -> Tensor:
+        """Tokens that `write` put there last."""
+        return self._tokens[scale]  # type: ignore[no-any-return]
+
     def add(self, tokens: Tensor, codes: Tensor | None = None) -> None:
         """Adds the next scale. codes (B, n_k, Cv) replaces the codebook's rows, for soft tokens."""
         self.write(self.scales, tokens, codes)
