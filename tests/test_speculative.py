@@ -158,7 +158,8 @@ def test_samples_ahead_keep_their_tokens() -> None:
     target = NextScaleDecoder(model)
     draft = NextScaleDecoder(near(model, 0.03))
     verifier = Verifier("rejection", "token", Sampling(seed=5), 4)
-    run = Run(target, draft, torch.tensor([0, 4, 2, 2, 1, 3, 0, 1]), verifier, None)
+    run = Run(target, draft, torch.tensor([0, 4, 2, 2, 1, 3, 0, 1]), True)
+    run.begin(verifier, None)
     kept = []
     while run.pyramid.scales < 4:
         run.advance(min(2, 3 - run.pyramid.scales))

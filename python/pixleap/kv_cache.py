@@ -234,6 +234,18 @@ class KVCache:
             )
         self._set_lengths(wanted.astype(np.int64))
 
+    def advance_to(self, length: int) -> None:
+        """Counts `length` tokens as held by every sample, without writing any: what follows a
+        replayed CUDA graph, which appends as it did when it was captured, unseen by Python.
+
+        Raises ValueError for a length that the cache has no room for."""
+        if not 0 <= length <= self.max_length:
+            raise ValueError(
+                f"KVCache.advance_to: argument 'length' expected 0 to {self.max_length}, got "
+                f"{length}"
+            )
+        self._length, self._lengths = length, None
+
     def compact(self, keep: Any) -> np.ndarray:
         """Drops samples, as those that are finished. The survivors among the first `batch` stay
         where they are; those behind move into the gaps, each copied once.

@@ -16,6 +16,7 @@ def peer(
     seed: int = 0,
     offset: int = 0,
     first_sample: int = 0,
+    seeds: torch.Tensor | None = None,
     **filters: Any,
 ) -> torch.Tensor:
     """As the official VAR code does it, after its filters."""
@@ -47,6 +48,7 @@ CASES = [
     case("empty", (0, 3, 8)),
     case("one token", (2, 3, 1)),
     case("tail", (3, 5, 37), first_sample=11),
+    case("seeds", (3, 5, 37), seeds=np.array([[7, 4], [7, 2**33], [-1, 0]]), first_sample=2),
     case("guided", (2, 7, 131), True, guidance_scale=2.5, temperature=0.27),
     case("guided and filtered", (2, 7, 131), True, guidance_scale=1.5, top_k=20, top_p=0.8),
     case("scaled", (2, 7, 131), top_k=50, logit_scale=2.0, temperature=0.1),

@@ -122,6 +122,7 @@ CASES = [
     case("special values", (2, 4, 17), special=True),
     case("special values, filtered", (2, 4, 17), special=True, top_k=7, top_p=0.9),
     case("seeds", (3, 5, 37), seeds=np.array([7, 7, -(2**40)]), first_sample=2),
+    case("seeds and samples", (3, 5, 37), seeds=np.array([[7, 4], [7, 2**33], [-1, 0]])),
     case("float64", (3, 9, 301), noise_dtype="float64", top_p=0.9, first_sample=2**40),
     case("window", (3, 5, 37), first_sample=2, first_position=4, length=10),
     case("float64, all", (3, 5, 37), noise_dtype="float64", first_sample=11),

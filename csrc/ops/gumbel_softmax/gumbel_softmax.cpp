@@ -8,7 +8,8 @@ namespace pixleap {
 
 void gumbel_softmax(const Out& out, const View& logits, const Optional& uncond,
                     double guidance_scale, int64_t top_k, double top_p, double logit_scale,
-                    double temperature, int64_t seed, int64_t offset, int64_t first_sample) {
+                    double temperature, int64_t seed, int64_t offset, int64_t first_sample,
+                    const Optional& seeds) {
   const Check check("gumbel_softmax");
   SampleTokensParams p = filter_params(check, logits, uncond, guidance_scale, top_k, top_p);
   check.value(std::isfinite(logit_scale) && logit_scale >= 0, "logit_scale", "a finite number >= 0",
@@ -16,6 +17,7 @@ void gumbel_softmax(const Out& out, const View& logits, const Optional& uncond,
   check.value(std::isfinite(temperature) && temperature > 0, "temperature", "a finite number > 0",
               temperature);
   set_noise(check, p, seed, offset, first_sample, 0, 0);
+  p.seeds = read_seeds(check, seeds, p.batch, logits, {&out});
   check_token_output(check, out, DType::f32, logits, uncond, true);
   p.gumbel_softmax = true;
   p.logit_scale = normal_factor(logit_scale);

@@ -8,6 +8,7 @@ namespace pixleap {
 
 void gumbel_softmax(const Out& out, const View& logits, const Optional& uncond,
                     double guidance_scale, int64_t top_k, double top_p, double logit_scale,
-                    double temperature, int64_t seed, int64_t offset, int64_t first_sample);
+                    double temperature, int64_t seed, int64_t offset, int64_t first_sample,
+                    const Optional& seeds);
 
 }  // namespace pixleap

@@ -23,7 +23,7 @@ void relaxed_accept(const Out& out, const Out& accepted, const Out& accepted_len
            : rule == "neighbourhood" ? RelaxedRule::neighbourhood
                                      : RelaxedRule::tolerance;
   fill_accept_params(check, p, out, accepted, accepted_length, target, draft, tokens, mode, seed,
-                     offset, first_sample);
+                     offset, first_sample, Optional{});
   const bool near = p.rule == RelaxedRule::neighbourhood;
   check.value(near == neighbours.defined, "neighbours",
               near ? "a (V, K) array with rule 'neighbourhood'" : "None with this rule",

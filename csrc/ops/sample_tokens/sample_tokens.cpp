@@ -109,16 +109,9 @@ void sample_tokens(const Out& out, std::span<const Out> log_prob,
   check.value(noise_dtype == "float32" || noise_dtype == "float64", "noise_dtype",
               "'float32' or 'float64'", std::string(noise_dtype));
   p.double_noise = noise_dtype == "float64";
-  if (seeds.defined) {
-    check.dtype(seeds, {DType::i64});
-    check.same_device(seeds, logits);
-    check.shape(seeds, {p.batch});
-    check.no_overlap(out, seeds, false);
-    for (const Out& v : log_prob) check.no_overlap(v, seeds, false);
-    for (const Out& v : probabilities) check.no_overlap(v, seeds, false);
-    p.seeds = seeds.as<const int64_t>();
-    p.seeds_stride = seeds.stride(0);
-  }
+  p.seeds = read_seeds(check, seeds, p.batch, logits, {&out});
+  for (const Out& v : log_prob) check.no_overlap(v, seeds, false);
+  for (const Out& v : probabilities) check.no_overlap(v, seeds, false);
   check_token_output(check, out, DType::i64, logits, uncond, false);
   p.tokens = out.as<int64_t>();
   copy_token_strides(out, p.tokens_strides);

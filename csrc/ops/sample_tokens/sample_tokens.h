@@ -7,7 +7,8 @@
 #include <string_view>
 
 #include "core/dispatch.h"
-#include "core/philox.h"  // PIXLEAP_HD
+#include "core/philox.h"
+#include "core/seeds.h"
 
 namespace pixleap {
 
@@ -33,8 +34,7 @@ struct SampleTokensParams {
   int64_t top_k;  // 0: off
   double top_p;   // 1: off
   uint64_t seed, offset, first_sample;
-  const int64_t* seeds;  // (B,), each sample the first of its own batch; null: `seed`
-  int64_t seeds_stride;
+  Seeds seeds;
   uint64_t positions, first_position;  // of a whole sample, and where the rows begin in it
 };
 
@@ -66,11 +66,11 @@ float normal_factor(double x);
 
 // Index of row l of sample b in the random stream, and the seed of that stream.
 PIXLEAP_HD static inline uint64_t stream_row(const SampleTokensParams& p, int64_t b, int64_t l) {
-  const uint64_t sample = p.first_sample + (p.seeds ? 0 : static_cast<uint64_t>(b));
+  const uint64_t sample = sample_of(p.seeds, p.first_sample, b);
   return sample * p.positions + p.first_position + static_cast<uint64_t>(l);
 }
 PIXLEAP_HD static inline uint64_t stream_seed(const SampleTokensParams& p, int64_t b) {
-  return p.seeds ? static_cast<uint64_t>(p.seeds[b * p.seeds_stride]) : p.seed;
+  return seed_of(p.seeds, p.seed, b);
 }
 
 void copy_token_strides(const View& v, int64_t* strides);

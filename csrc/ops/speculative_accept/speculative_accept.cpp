@@ -23,7 +23,7 @@ void check_out(const Check& check, const View& out, DType dtype, const View& lik
 void fill_accept_params(const Check& check, AcceptParams& p, const Out& tokens, const Out& accepted,
                         const Out& accepted_length, const View& target, const View& draft,
                         const View& drafted, std::string_view mode, int64_t seed, int64_t offset,
-                        int64_t first_sample) {
+                        int64_t first_sample, const Optional& seeds) {
   check_probabilities(check, target);
   check_probabilities(check, draft);
   check.same_device(draft, target);
@@ -70,6 +70,7 @@ void fill_accept_params(const Check& check, AcceptParams& p, const Out& tokens, 
   p.seed = static_cast<uint64_t>(seed);
   p.offset = static_cast<uint64_t>(offset);
   p.first_sample = static_cast<uint64_t>(first_sample);
+  p.seeds = read_seeds(check, seeds, p.batch, target, {&tokens, &accepted, &accepted_length});
 }
 
 void report_accept_fault(const Check& check, const AcceptParams& p, int64_t bad) {
@@ -91,11 +92,12 @@ void report_accept_fault(const Check& check, const AcceptParams& p, int64_t bad)
 
 void speculative_accept(const Out& tokens, const Out& accepted, const Out& accepted_length,
                         const View& target, const View& draft, const View& drafted,
-                        std::string_view mode, int64_t seed, int64_t offset, int64_t first_sample) {
+                        std::string_view mode, int64_t seed, int64_t offset, int64_t first_sample,
+                        const Optional& seeds) {
   const Check check("speculative_accept");
   SpeculativeAcceptParams p{};
   fill_accept_params(check, p, tokens, accepted, accepted_length, target, draft, drafted, mode,
-                     seed, offset, first_sample);
+                     seed, offset, first_sample, seeds);
   if (p.batch == 0) return;
   int64_t bad = kNoFault;
   p.bad = &bad;

@@ -9,6 +9,7 @@
 
 #include "core/dispatch.h"
 #include "core/philox.h"
+#include "core/seeds.h"
 
 namespace pixleap {
 
@@ -26,6 +27,7 @@ struct AcceptParams {
   int64_t* accepted_length;  // (B,)
   double* sums;              // CPU, mode joint: scratch (B, L, 2)
   uint64_t seed, offset, first_sample;
+  Seeds seeds;
   int64_t* bad;  // CPU: the least accept_fault, else stays
 };
 
@@ -33,7 +35,8 @@ struct SpeculativeAcceptParams : AcceptParams {};
 
 void speculative_accept(const Out& tokens, const Out& accepted, const Out& accepted_length,
                         const View& target, const View& draft, const View& drafted,
-                        std::string_view mode, int64_t seed, int64_t offset, int64_t first_sample);
+                        std::string_view mode, int64_t seed, int64_t offset, int64_t first_sample,
+                        const Optional& seeds);
 
 PIXLEAP_DECLARE_KERNELS(speculative_accept, SpeculativeAcceptParams)
 
@@ -41,7 +44,7 @@ PIXLEAP_DECLARE_KERNELS(speculative_accept, SpeculativeAcceptParams)
 void fill_accept_params(const Check& check, AcceptParams& p, const Out& tokens, const Out& accepted,
                         const Out& accepted_length, const View& target, const View& draft,
                         const View& drafted, std::string_view mode, int64_t seed, int64_t offset,
-                        int64_t first_sample);
+                        int64_t first_sample, const Optional& seeds);
 
 // What is wrong with position l of sample b; the least one is reported.
 enum class AcceptFault : int64_t { target, draft, drafted, neighbours };
@@ -55,9 +58,10 @@ void report_accept_fault(const Check& check, const AcceptParams& p, int64_t bad)
 // The four words of position l of sample b: two for the decision, two for the draw. Slot L has
 // those of the bonus token of mode chain, and of mode joint's decision and the key of its tries.
 PIXLEAP_HD static inline Philox4 accept_words(const AcceptParams& p, int64_t b, int64_t l) {
-  const uint64_t sample = p.first_sample + static_cast<uint64_t>(b);
+  const uint64_t sample = sample_of(p.seeds, p.first_sample, b);
   const uint64_t slots = static_cast<uint64_t>(p.length) + 1;
-  return philox4x32_10(p.seed, sample * slots + static_cast<uint64_t>(l), p.offset);
+  return philox4x32_10(seed_of(p.seeds, p.seed, b), sample * slots + static_cast<uint64_t>(l),
+                       p.offset);
 }
 PIXLEAP_HD static inline double first_uniform(const Philox4& w) {
   return uniform_open_double(w.v[0], w.v[1]);
@@ -72,7 +76,7 @@ PIXLEAP_HD static inline Philox4 joint_words(const AcceptParams& p, const Philox
   const uint64_t seed = (static_cast<uint64_t>(key.v[2]) << 32) | key.v[3];
   const uint64_t slots = static_cast<uint64_t>(p.length) + 1;
   return philox4x32_10(seed, t * slots + static_cast<uint64_t>(l),
-                       p.first_sample + static_cast<uint64_t>(b));
+                       sample_of(p.seeds, p.first_sample, b));
 }
 
 // Tries of mode joint before the largest ratio is looked for, and where P and Q count as equal.

@@ -106,14 +106,24 @@ def _work(lengths: Sequence[int], first: int, stop: int) -> tuple[float, float, 
     return 1.0, float(ends[stop] - ends[first]), float(pairs)
 
 
+def seconds_of(action: Callable[..., Any], *args: Any) -> float:
+    """Of one call, up to the end of what it started on a device."""
+    cuda = torch.cuda.is_initialized()
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    action(*args)
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def _fastest(actions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     """Least seconds of each, taken in turns so that a busy moment of the machine hits all."""
     times = [float("inf")] * len(actions)
     for _ in range(repeats + 1):  # the first round warms up
         for i, action in enumerate(actions):
-            start = time.perf_counter()
-            action()
-            times[i] = min(times[i], time.perf_counter() - start)
+            times[i] = min(times[i], seconds_of(action))
     return times
 
 
@@ -123,13 +133,10 @@ def run_trial(
     """A plan's `trial`: both decode the images numbered 0, 1, ... in turns, `least` of them at
     least, and more while that is quick."""
     pairs: list[list[float]] = []
-    plain(0), drafted(0)  # not counted
+    for _ in range(3 if torch.cuda.is_initialized() else 1):  # warm up; on a GPU, capture steps
+        plain(0), drafted(0)
     while len(pairs) < least or (len(pairs) < MAX_TRIALS and sum(map(sum, pairs)) < TRIAL_SECONDS):
-        clocks = [time.perf_counter()]
-        for course in (plain, drafted):
-            course(len(pairs))
-            clocks.append(time.perf_counter())
-        pairs.append([clocks[1] - clocks[0], clocks[2] - clocks[1]])
+        pairs.append([seconds_of(course, len(pairs)) for course in (plain, drafted)])
     seconds = np.array(pairs)
     error = np.diff(seconds).std(ddof=1) / np.sqrt(len(pairs))
     means = seconds.mean(axis=0)
@@ -196,7 +203,7 @@ def measure(
     acceptance = [(k + 0.5) / (rounds * len(many) + 1) for k in kept]
     checks: list[Callable[[], Any]] = []
     draws: list[Callable[[], Any]] = []
-    few = torch.arange(batch)
+    few = torch.arange(batch, device=target.packed.device)
     few = torch.cat((few, few + len(many))) if guided else few
     for scale, (theirs, ours) in enumerate(zip(guesses, seen, strict=True)):
         proposed = judge.sampling.draw(theirs, scale, scales)

@@ -7,6 +7,7 @@ over to VAR (arXiv:2404.02905), whose tokens of one scale are independent given 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,9 @@ from .layers import check_labels
 from .next_scale import (
     NextScaleDecoder,
     Progress,
-    Pyramid,
     Sampling,
     as_decoder,
-    draw_scales,
+    reuse,
 )
 from .speculative_run import Run, SpeculativeResult, Verifier
 
@@ -84,6 +84,7 @@ class SpeculativeDecoder:
         self.target.check_pair("SpeculativeDecoder", ("target", "draft"), self.draft)
         self.rule, self.mode, self.drafted = rule, mode, drafted
         self.plans: dict[tuple[Any, ...], DraftPlan] = {}
+        self._runs: dict[Hashable, Run] = {}
 
     def _verifier(self, options: dict[str, Any]) -> Verifier:
         sampling = Sampling(**options).check(self.target.packed.vocabulary)
@@ -167,18 +168,20 @@ class SpeculativeDecoder:
         progress: Progress | None,
     ) -> SpeculativeResult:
         """counts: scales to draft at scale k with c scales in the draft's cache, [k][c]."""
-        scales, packed = verifier.scales, self.target.packed
+        scales, guided = verifier.scales, verifier.sampling.guided
         if counts is None or not any(map(any, counts)):
-            passes = packed.start(labels, guided=verifier.sampling.guided)
-            pyramid = Pyramid(self.target.codebook, passes.batch)
-            draw_scales(packed, passes, pyramid, verifier.sampling, scales, progress)
+            batch = self.target.batch(labels, guided)
+            batch.draw(verifier.sampling, scales, progress)
             zeros = [0] * scales
-            return SpeculativeResult(pyramid.tokens, pyramid.f_hat, scales, 0, zeros, zeros[:])
-        run = Run(self.target, self.draft, labels, verifier, progress)
+            return SpeculativeResult(*batch.pyramid.result(), scales, 0, zeros, zeros[:])
+        run = reuse(
+            self._runs, (tuple(labels.shape), guided), labels,
+            lambda: Run(self.target, self.draft, labels, guided),
+        )  # fmt: skip
+        run.begin(verifier, progress)
         while (scale := run.pyramid.scales) < scales:
-            cached = 0 if run.draft_passes is None else run.draft_passes.scales
-            run.advance(min(counts[scale][cached], scales - 1 - scale))
-        run.result.tokens, run.result.f_hat = run.pyramid.tokens, run.pyramid.f_hat
+            run.advance(min(counts[scale][run.cached], scales - 1 - scale))
+        run.result.tokens, run.result.f_hat = run.pyramid.result()
         return run.result
 
     def __call__(self, labels: Tensor, **options: Any) -> Tensor:

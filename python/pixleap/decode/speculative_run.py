@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from .next_scale import NextScaleDecoder, Passes, Progress, Pyramid, Sampling
+from .graphs import HostRead
+from .next_scale import NextScaleDecoder, Passes, Progress, Pyramid, Sampling, Steps
 
 ACCEPT_STREAM = 1 << 21  # offsets of the acceptance's noise, apart from the draws'
 
@@ -53,109 +53,152 @@ class Verifier:
         return self.sampling.probabilities(logits, scale, self.scales)
 
     def __call__(
-        self, logits: Tensor, law: Tensor | None, tokens: Tensor, scale: int
+        self,
+        logits: Tensor,
+        law: Tensor | None,
+        tokens: Tensor,
+        scale: int,
+        seeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The target's logits, the draft's law and tokens (B, n) -> the tokens that hold, and
-        which samples (B,) keep all drafted ones."""
+        which samples (B,) keep all drafted ones. seeds: as for `Sampling.draw`."""
         if law is None:
-            final = self.sampling.draw(logits, scale, self.scales)
+            final = self.sampling.draw(logits, scale, self.scales, seeds)
             return final, (final == tokens).all(1)
         final, accepted, _ = ops.speculative_accept(
             self.sampling.probabilities(logits, scale, self.scales), law, tokens, mode=self.mode,
-            seed=self.sampling.seed, offset=ACCEPT_STREAM + scale,
-            first_sample=self.sampling.first_sample,
+            offset=ACCEPT_STREAM + scale, **self.sampling.key(seeds),
         )  # fmt: skip
         return final, accepted.all(1)
 
 
 class Run:
-    """One batch on its way. `decided[b]` scales of sample b are final; those beyond the pyramid's
-    (which holds what all samples have) lie in `final` until the others catch up."""
+    """A batch under way. `decided[b]` scales of sample b are final; those beyond the pyramid's
+    (which holds what all samples have) lie in `final` until the others catch up. Where steps are
+    captured a run serves one batch after the other, as `next_scale.Batch` does."""
 
     def __init__(
-        self,
-        target: NextScaleDecoder,
-        draft: NextScaleDecoder,
-        labels: Tensor,
-        verifier: Verifier,
-        progress: Progress | None,
+        self, target: NextScaleDecoder, draft: NextScaleDecoder, labels: Tensor, guided: bool
     ) -> None:
-        self.target, self.draft, self.verify = target.packed, draft.packed, verifier
-        self.progress, self.sampling, self.scales = progress, verifier.sampling, verifier.scales
-        guided = self.sampling.guided
-        self.target_passes = self.target.start(labels, guided=guided)
-        self._start_draft: Callable[[], Passes] = lambda: self.draft.start(labels, guided=guided)
-        self.draft_passes: Passes | None = None
+        self.target, self.draft = target.packed, draft.packed
+        self.scales = len(self.target.patch_nums)
+        self.steps = Steps(self.target.device, labels.numel())
+        kept = self.steps.active
+        self.target_passes = self.target.start(labels, guided=guided, kept=kept)
+        self._labels = labels
+        self._draft_passes: Passes | None = None
         batch = self.target_passes.batch
-        self.pyramid = Pyramid(target.codebook, batch, history=True)
-        self.decided = torch.zeros(batch, dtype=torch.int64)
-        self.final: list[Tensor] = [torch.empty(batch, 0, dtype=torch.int64)] * self.scales
+        self.pyramid = Pyramid(target.codebook, batch, history=True, kept=kept)
+        new = self.pyramid.f_hat.new_zeros
+        self.decided = new(batch, dtype=torch.int64)
+        self.final = [new((batch, n), dtype=torch.int64) for n in self.target.lengths]
+        # Scales that all samples have decided; per scale whether the pyramid holds the decided
+        # tokens, the samples whose tokens were checked, and those that kept them.
+        self._report = new(1 + 3 * self.scales, dtype=torch.int64)
+        self._read = HostRead(self._report)
+
+    def restart(self, labels: Tensor) -> None:
+        """Begins another batch of the same size."""
+        self.target_passes.restart(labels, self.steps)
+        if self._draft_passes is not None:
+            self._draft_passes.restart(labels, self.steps)
+        self._labels = labels
+        self.pyramid.reset()
+        self.decided.zero_()
+
+    @property
+    def draft_passes(self) -> Passes:
+        """Made when the first scale is drafted."""
+        if self._draft_passes is None:
+            passes = self.target_passes
+            self._draft_passes = self.draft.start(
+                self._labels, guided=passes.guided, kept=passes.kept
+            )
+        return self._draft_passes
+
+    @property
+    def cached(self) -> int:
+        """Scales in the draft's caches."""
+        return 0 if self._draft_passes is None else self._draft_passes.scales
+
+    def begin(self, verifier: Verifier, progress: Progress | None) -> None:
+        """What the batch is drawn by."""
+        self.verify, self.sampling, self.progress = verifier, verifier.sampling, progress
+        self._seeds = self.steps.seeds(self.sampling)
         zeros = [0] * self.scales
         self.result = SpeculativeResult([], self.pyramid.f_hat, 0, 0, zeros[:], zeros[:])
 
     def _forced(self, scale: int, tokens: Tensor) -> Tensor:
         """Tokens with the decided ones of samples that got further in their place."""
-        known = self.decided > scale
-        return torch.where(known[:, None], self.final[scale], tokens) if known.any() else tokens
+        return torch.where((self.decided > scale)[:, None], self.final[scale], tokens)
 
-    def _propose(self, count: int) -> list[Tensor | None]:
-        """Adds `count` drafted scales to the pyramid; returns their laws."""
-        if count and self.draft_passes is None:
-            self.draft_passes = self._start_draft()
+    def _propose(self, first: int, count: int) -> list[Tensor | None]:
+        """Writes `count` drafted scales to the pyramid; returns their laws."""
         laws = []
-        for scale in range(self.pyramid.scales, self.pyramid.scales + count):
-            assert self.draft_passes is not None
+        for scale in range(first, first + count):
             logits = self.draft.run(
                 self.draft_passes, self.pyramid.maps, scale + 1, logits_from=scale
             )[0]
-            self.result.draft_passes += 1
             laws.append(self.verify.draft_law(logits, scale))
-            drawn = self.sampling.draw(logits, scale, self.scales)
-            self.pyramid.add(self._forced(scale, drawn))
+            drawn = self.sampling.draw(logits, scale, self.scales, self._seeds)
+            self.pyramid.write(scale, self._forced(scale, drawn))
         return laws
 
-    def advance(self, count: int) -> None:
-        """One target pass over `count` drafted scales and the next: at least one scale more."""
-        first, pyramid = self.pyramid.scales, self.pyramid
+    def _chunk(self, first: int, count: int) -> None:
+        """One target pass over `count` drafted scales and the next; decides, and reports."""
         stop = first + count + 1
-        laws = self._propose(count)
-        logits = self.target.run(self.target_passes, pyramid.maps, stop)
-        self.result.target_passes += 1
+        laws = self._propose(first, count)
+        logits = self.target.run(self.target_passes, self.pyramid.maps, stop)
         alive = torch.ones_like(self.decided, dtype=torch.bool)
+        agree, checked, accepted = self._report[1:].view(3, -1).zero_().unbind(0)
         for scale in range(first, stop):
             known = self.decided > scale
             undecided = alive & ~known
             if scale < stop - 1:
-                drafted = pyramid.tokens[scale]
+                drafted = self.pyramid.written(scale)
                 drawn, kept = self.verify(
-                    logits[scale - first], laws[scale - first], drafted, scale
+                    logits[scale - first], laws[scale - first], drafted, scale, self._seeds
                 )
-                self.result.drafted[scale] += int(undecided.sum())
-                self.result.accepted[scale] += int((undecided & kept).sum())
+                torch.sum(undecided, 0, out=checked[scale])
+                torch.sum(undecided & kept, 0, out=accepted[scale])
                 alive = known | (alive & kept)
             else:
-                drawn = self.sampling.draw(logits[-1], scale, self.scales)
-            self.final[scale] = self._forced(scale, drawn)
-            self.decided = torch.where(undecided, scale + 1, self.decided)
-            if not alive.any():
+                drawn = self.sampling.draw(logits[-1], scale, self.scales, self._seeds)
+            self.final[scale].copy_(self._forced(scale, drawn))
+            if scale < stop - 1:
+                agree[scale] = (self.final[scale] == drafted).all()
+            self.decided.copy_(torch.where(undecided, scale + 1, self.decided))
+            # Where steps are plain calls the rest is left out; its outcome would not count.
+            if not self.steps.active and not alive.any():
                 break
-        done = int(self.decided.min()) if len(self.decided) else stop
-        self._settle(first, done)
+        if len(self.decided):
+            self._report[0] = self.decided.min()
+        else:
+            self._report[0] = stop
 
-    def _settle(self, first: int, done: int) -> None:
-        """The scales that all samples have decided replace the drafted ones; the rest goes."""
-        pyramid = self.pyramid
-        pyramid.rollback(done)
-        for scale in range(first, pyramid.scales):
-            if not torch.equal(pyramid.tokens[scale], self.final[scale]):
-                pyramid.rollback(scale)
-                break
-        for scale in range(pyramid.scales, done):
-            pyramid.add(self.final[scale])
+    def advance(self, count: int) -> None:
+        """One target pass over `count` drafted scales and the next: at least one scale more. The
+        host reads one small tensor."""
+        first, verify = self.pyramid.scales, self.verify
+        cached = self.draft_passes.scales if count else self.cached
+        key = "chunk", first, count, cached, verify.rule, verify.mode, verify.sampling.law
+        self.steps(key, lambda: self._chunk(first, count))
+        done, *counts = self._read(self._report)
+        n = self.scales
+        agree, checked, accepted = (counts[i * n : (i + 1) * n] for i in range(3))
+        self.result.target_passes += 1
+        self.result.draft_passes += count
+        for total, new in ((self.result.drafted, checked), (self.result.accepted, accepted)):
+            total[:] = [a + b for a, b in zip(total, new, strict=True)]
+        # The scales that all samples have decided replace the drafted ones; the rest goes.
+        drafted = range(first, min(done, first + count))
+        self.pyramid.scales = next((k for k in drafted if not agree[k]), drafted.stop)
+        for scale in range(self.pyramid.scales, done):
+            self.pyramid.add(self.final[scale])
         # Keys and values of the last scale hold: they follow from the scales before it.
-        self.target_passes.rollback(done)
-        if self.draft_passes is not None:
-            self.draft_passes.rollback(done)
+        self.target_passes.advance_to(done)
+        if self._draft_passes is not None:
+            self._draft_passes.advance_to(min(first + count if count else cached, done))
         if self.progress is not None:
             for scale in range(first, done):
-                self.progress(scale, pyramid.features_after(scale + 1))
+                self.progress(scale, self.pyramid.features_after(scale + 1))

@@ -16,6 +16,7 @@ def gumbel_softmax(
     seed: int = 0,
     offset: int = 0,
     first_sample: int = 0,
+    seeds: Array | None = None,
     out: Array | None = None,
 ) -> Array:
     """softmax((logit_scale * x + gumbel) / temperature) of guided and filtered logits x.
@@ -28,7 +29,7 @@ def gumbel_softmax(
         logits, uncond, guidance_scale, top_k, top_p: as for `sample_tokens`, at temperature 1.
         logit_scale: multiplies the logits after the filters, >= 0; VAR: 1 + k / (S - 1) at scale k.
         temperature: of the softmax, > 0; VAR: max(0.27 (1 - 0.95 k / (S - 1)), 0.005).
-        seed, offset, first_sample: the noise, word for word that of `sample_tokens`.
+        seed, offset, first_sample, seeds: the noise, word for word that of `sample_tokens`.
         out: (B, L, V) float32 to write, unit last stride.
 
     Returns:
@@ -45,6 +46,6 @@ def gumbel_softmax(
         out = empty(logits, shape(logits, "gumbel_softmax", "logits", 3), "float32")
     _native.gumbel_softmax(
         out, logits, uncond, guidance_scale, top_k, top_p, logit_scale, temperature, seed, offset,
-        first_sample,
+        first_sample, seeds,
     )  # fmt: skip
     return out

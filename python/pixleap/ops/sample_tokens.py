@@ -51,8 +51,11 @@ def sample_tokens(
             1 (Zheng et al. 2024, arXiv:2409.02908). "float64" adds bits to the same uniforms, 52 in
             all, and takes both logarithms in float64; it costs next to nothing and seldom draws
             another token.
-        seeds: (B,) int64, in the place of `seed`: sample b draws from the stream of seeds[b] and
-            takes the words of sample first_sample, as if it were drawn alone with that seed.
+        seeds: (B,) int64 where `logits` is, in the place of `seed`: sample b draws from the stream
+            of seeds[b] and takes the words of sample first_sample, as if it were drawn alone with
+            that seed. Or (B, 2): sample b draws from the stream of seeds[b, 0] and takes the
+            words of sample first_sample + seeds[b, 1]. The kernel reads them, so that a captured
+            CUDA graph draws by what they hold when it is replayed.
         return_log_prob: also the logarithm of the probability of each token drawn.
         return_probabilities: also the whole distributions drawn from.
         out: (B, L) int64 to write; with return_log_prob or return_probabilities a tuple of what is

@@ -13,6 +13,7 @@ def speculative_accept(
     seed: int = 0,
     offset: int = 0,
     first_sample: int = 0,
+    seeds: Array | None = None,
     out: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Exact verification of drafted tokens: what comes out is distributed as the target.
@@ -38,6 +39,11 @@ def speculative_accept(
         first_sample: index of the first sample in a larger batch. Position l of sample b takes
             group (first_sample + b) * (L + 1) + l of the stream, so that a sample alone equals the
             same one in the batch.
+        seeds: (B,) int64 where `target` is, in the place of `seed`: sample b draws from the stream
+            of seeds[b] and takes the groups of sample first_sample, as if it were drawn alone with
+            that seed. Or (B, 2): sample b draws from the stream of seeds[b, 0] and takes the
+            groups of sample first_sample + seeds[b, 1]. The kernel reads them, so that a captured
+            CUDA graph draws by what they hold when it is replayed.
         out: (tokens, accepted, accepted_length) to write, contiguous.
 
     Returns:
@@ -67,8 +73,9 @@ def speculative_accept(
         out = accept_outputs("speculative_accept", target, draft, mode)
     result, accepted, accepted_length = out
     _native.speculative_accept(
-        result, accepted, accepted_length, target, draft, tokens, mode, seed, offset, first_sample
-    )
+        result, accepted, accepted_length, target, draft, tokens, mode, seed, offset, first_sample,
+        seeds,
+    )  # fmt: skip
     return result, accepted, accepted_length
 
 

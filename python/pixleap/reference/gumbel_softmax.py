@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .sample_tokens import filtered, guided, log_softmax, row_gumbel
+from .sample_tokens import filtered, guided, log_softmax, row_gumbel, stream
 
 
 def gumbel_softmax(
@@ -17,6 +17,7 @@ def gumbel_softmax(
     seed: int = 0,
     offset: int = 0,
     first_sample: int = 0,
+    seeds: np.ndarray | None = None,
 ) -> np.ndarray:
     """Weights of codes with the noise of a draw; see `pixleap.ops.gumbel_softmax`."""
     x = guided(logits, uncond, guidance_scale)
@@ -26,7 +27,8 @@ def gumbel_softmax(
         keep = filtered(x[b, l], 1.0, top_k, top_p)
         scaled = np.where(keep, x[b, l], 0.0)
         if keep.sum() > 1:
-            row = (first_sample + b) * length + l
-            scaled = logit_scale * scaled + row_gumbel(row, vocabulary, seed, offset)
+            sample, key = stream(b, seed, first_sample, seeds)
+            noise = row_gumbel(sample * length + l, vocabulary, key, offset)
+            scaled = logit_scale * scaled + noise
         weights[b, l] = np.exp(log_softmax(scaled, keep, temperature))
     return weights

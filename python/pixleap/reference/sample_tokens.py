@@ -56,6 +56,14 @@ def row_gumbel(
     return -np.log(-np.log((bits.astype(np.float64) + 0.5) * 2.0**-52))
 
 
+def stream(b: int, seed: int, first_sample: int, seeds: np.ndarray | None) -> tuple[int, int]:
+    """Index of sample b in the stream that it draws from, and the seed of that."""
+    if seeds is None:
+        return first_sample + b, seed
+    row = np.atleast_1d(seeds[b])
+    return first_sample + (int(row[1]) if len(row) > 1 else 0), int(row[0])
+
+
 def sample_tokens(
     logits: np.ndarray,
     *,
@@ -82,7 +90,7 @@ def sample_tokens(
     for b, l in np.ndindex(*x.shape[:2]):  # noqa: E741
         keep = filtered(x[b, l], temperature, top_k, top_p)
         distribution = log_softmax(x[b, l], keep, temperature)
-        sample, key = (first_sample + b, seed) if seeds is None else (first_sample, int(seeds[b]))
+        sample, key = stream(b, seed, first_sample, seeds)
         row = sample * (length or x.shape[1]) + first_position + l
         gumbel = row_gumbel(row, vocabulary, key, offset, noise_dtype)
         tokens[b, l] = (distribution + gumbel).argmax()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from .philox import philox
+from .sample_tokens import stream
 
 MASK = 2**64 - 1
 
@@ -82,6 +83,7 @@ def verify(
     seed: int,
     offset: int,
     first_sample: int,
+    seeds: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Modes token and chain: each drafted token stays if decide(p, q, token, u), else the
     residual replaces it."""
@@ -89,9 +91,9 @@ def verify(
     result = np.full((batch, p.shape[1]), -1, np.int64)
     accepted = np.zeros((batch, length), bool)
     for b in range(batch):
+        sample, key = stream(b, seed, first_sample, seeds)
         for l in range(p.shape[1]):  # noqa: E741
-            group = (first_sample + b) * (length + 1) + l
-            u, v, _ = uniform_pair(group, seed, offset)
+            u, v, _ = uniform_pair(sample * (length + 1) + l, key, offset)
             if l == length:
                 result[b, l] = draw(p[b, l], v)
                 break
@@ -111,6 +113,7 @@ def speculative_accept(
     seed: int = 0,
     offset: int = 0,
     first_sample: int = 0,
+    seeds: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Exact verification of drafted tokens; see `pixleap.ops.speculative_accept`."""
     p = check_rows("speculative_accept", "target", np.asarray(target, np.float64))
@@ -121,11 +124,11 @@ def speculative_accept(
             return bool(q[token] > 0 and u * q[token] < p[token])
 
         chain = mode == "chain"
-        return verify(p, q, tokens, decide, chain, seed, offset, first_sample)
+        return verify(p, q, tokens, decide, chain, seed, offset, first_sample, seeds)
     batch, length = tokens.shape
     result, accepted = np.empty((batch, length), np.int64), np.zeros((batch, length), bool)
     for b in range(batch):
-        sample = first_sample + b
-        words = uniform_pair(sample * (length + 1) + length, seed, offset)
+        sample, key = stream(b, seed, first_sample, seeds)
+        words = uniform_pair(sample * (length + 1) + length, key, offset)
         result[b], accepted[b] = _joint(p[b], q[b], tokens[b], words, sample)
     return result, accepted, np.where(accepted.all(axis=1), length, 0).astype(np.int64)

@@ -3,12 +3,13 @@ cache (`packed`), the tokens and features (`pyramid`), the draws (`sampling`), a
 them: plain decoding, teacher forcing and editing (`decoder`)."""
 
 from .decoder import NextScaleDecoder, as_decoder, next_scale
-from .loop import Progress, draw_scales
+from .loop import Batch, Progress, Steps, draw_scales, reuse
 from .packed import PackedVAR, Passes
 from .pyramid import Codebook, Pyramid
 from .sampling import Sampling
 
 __all__ = [
+    "Batch",
     "Codebook",
     "NextScaleDecoder",
     "PackedVAR",
@@ -16,7 +17,9 @@ __all__ = [
     "Progress",
     "Pyramid",
     "Sampling",
+    "Steps",
     "as_decoder",
     "draw_scales",
     "next_scale",
+    "reuse",
 ]

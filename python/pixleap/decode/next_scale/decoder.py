@@ -8,14 +8,14 @@ drawn without sorting the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .editing import draw_masks
-from .loop import Progress, draw_scales
+from .loop import Batch, Progress, reuse
 from .packed import PackedVAR
 from .pyramid import Codebook, Pyramid
 from .sampling import Sampling
@@ -29,7 +29,9 @@ class NextScaleDecoder:
     tokeniser and the embeddings: its matrices may be freed.
 
     Args:
-        model: a `pixleap.models.VAR` (official or embedded weights), on the CPU.
+        model: a `pixleap.models.VAR` (official or embedded weights). Decoding runs on its device;
+            on a CUDA device each scale is a captured CUDA graph (`decode.graphs`) from the second
+            batch of a size on, whose memory is kept for the next one.
         weights: "float32"; "bfloat16" or "int8" for half or a quarter of the weight traffic at
             their precision (`PackedVAR`).
 
@@ -41,6 +43,15 @@ class NextScaleDecoder:
     def __init__(self, model: VAR, weights: str = "float32") -> None:
         self.packed = PackedVAR(model, weights)
         self.codebook = Codebook(model.vae)
+        self._batches: dict[Hashable, Batch] = {}
+
+    def batch(self, labels: Tensor, guided: bool, scales: int | None = None) -> Batch:
+        """Begins a batch; labels (B,), scales: how many the caches must hold (default: all)."""
+        key = tuple(labels.shape), guided, scales
+        return reuse(
+            self._batches, key, labels,
+            lambda: Batch(self.packed, self.codebook, labels, guided, scales),
+        )  # fmt: skip
 
     def check_pair(self, where: str, names: tuple[str, str], other: NextScaleDecoder) -> None:
         """Two models can work on one image if tokeniser and classes are the same.
@@ -74,12 +85,10 @@ class NextScaleDecoder:
         Raises:
             ValueError: labels or options that do not fit.
         """
-        packed, scales = self.packed, len(self.packed.patch_nums)
-        sampling = Sampling(**options).check(packed.vocabulary)
-        passes = packed.start(labels, guided=sampling.guided)
-        pyramid = Pyramid(self.codebook, passes.batch)
-        draw_scales(packed, passes, pyramid, sampling, scales, progress)
-        return pyramid.tokens, pyramid.f_hat
+        sampling = Sampling(**options).check(self.packed.vocabulary)
+        batch = self.batch(labels, sampling.guided)
+        batch.draw(sampling, len(self.packed.patch_nums), progress)
+        return batch.pyramid.result()
 
     @torch.no_grad()
     def edit(
@@ -122,13 +131,14 @@ class NextScaleDecoder:
                 f"{tuple(labels.shape)}"
             )
         sampling = Sampling(**options).check(self.packed.vocabulary)
-        last = max((scale for scale, m in enumerate(masks) if bool(m.any())), default=-1)
-        passes = self.packed.start(labels, guided=sampling.guided, scales=last + 1)
-        pyramid = Pyramid(self.codebook, batch)
-        for scale in range(len(sides)):
-            keep = (tokens[scale], masks[scale])
-            draw_scales(self.packed, passes, pyramid, sampling, scale + 1, progress, keep)
-        return pyramid.tokens, pyramid.f_hat
+        drawn = torch.stack([m.any() for m in masks]).tolist()
+        last = max((scale for scale, some in enumerate(drawn) if some), default=-1)
+        edited = self.batch(labels, sampling.guided, last + 1)
+        device = self.packed.device
+        for scale, some in enumerate(drawn):
+            given = tokens[scale].to(device), masks[scale].to(device) if some else None
+            edited.draw(sampling, scale + 1, progress, given)
+        return edited.pyramid.result()
 
     @torch.no_grad()
     def log_probabilities(
@@ -155,6 +165,7 @@ class NextScaleDecoder:
         scales = len(tokens)
         passes = self.packed.start(labels, guided=sampling.guided)
         pyramid = Pyramid(self.codebook, passes.batch)
+        tokens = [t.to(self.packed.device) for t in tokens]
         for t in tokens[:-1]:
             pyramid.add(t)
         logits = self.packed.run(passes, pyramid.maps, scales, same_bits=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ... import ops
 from ...kv_cache import KVCache
 from ...masks import block_causal
+from ..graphs import Graphs
 from ..layers import Norm, PackedLinear, Ragged, Scratch, check_labels, float_tensor
 
 if TYPE_CHECKING:
@@ -135,36 +136,72 @@ class Passes:
     """What one model knows of a batch: its modulation, and keys and values of the scales so far.
 
     Made by `PackedVAR.start`; `PackedVAR.run` adds scales, `rollback` forgets the last ones.
+
+    kept: they are used for one batch after the other (`restart`) by captured CUDA graphs, and so
+        are the work buffers of a pass, which then are its own.
     """
 
-    def __init__(self, model: PackedVAR, labels: Tensor, guided: bool, scales: int | None) -> None:
-        model.check_labels(labels)
-        self.batch, self.guided = len(labels), guided
-        given = torch.where(labels < 0, model.num_classes, labels)
-        if guided:
-            given = torch.cat((given, torch.full_like(given, model.num_classes)))
+    def __init__(
+        self,
+        model: PackedVAR,
+        labels: Tensor,
+        guided: bool,
+        scales: int | None,
+        kept: bool = False,
+    ) -> None:
+        self._model, self.guided, self.kept = model, guided, kept
+        given = self._classes(labels)
+        self.batch = len(labels)
         self.condition = model.class_emb(given)
-        self.sixes, self.head_pair = model.modulation(self.condition)
+        self._vectors = model.modulation(self.condition)
+        rows, width = self.condition.shape
+        *sixes, pair = self._vectors
+        self.sixes = [six.view(rows, 6, width).unbind(1) for six in sixes]
+        self.head_pair = pair.view(rows, 2, width).unbind(1)
         self.scales = 0  # in the caches
-        self._ends = model.ends
         room = model.ends[len(model.patch_nums) if scales is None else scales]
         self.caches = [
             KVCache(len(given), block.heads, block.head_dim, room, like=model.positions)
             for block in (model.blocks if room else ())
         ]
 
+    def _classes(self, labels: Tensor) -> Tensor:
+        """The rows' classes (B,) or (2B,) on the model's device."""
+        model = self._model
+        model.check_labels(labels)
+        given = torch.where(labels < 0, model.num_classes, labels)
+        if self.guided:
+            given = torch.cat((given, torch.full_like(given, model.num_classes)))
+        return given.to(model.device)
+
+    def restart(self, labels: Tensor, steps: Graphs) -> None:
+        """Begins another batch of this size in the same memory."""
+
+        def modulate(given: Tensor) -> None:
+            torch.index_select(self._model.class_emb.weight, 0, given, out=self.condition)
+            self._model.modulation(self.condition, self._vectors)
+
+        steps(("modulation", id(self)), modulate, self._classes(labels))
+        self.advance_to(0)
+
+    def advance_to(self, scales: int) -> None:
+        """Counts `scales` scales as held, by whomever they were written."""
+        self.scales = scales
+        for cache in self.caches:
+            cache.advance_to(self._model.ends[scales])
+
     def rollback(self, scales: int) -> None:
         """Forgets all but the first `scales` scales."""
         self.scales = min(self.scales, scales)
         for cache in self.caches:
-            cache.rollback(self._ends[self.scales])
+            cache.rollback(self._model.ends[self.scales])
 
 
 class PackedVAR:
     """A VAR model packed once for native calls.
 
     Args:
-        model: a `pixleap.models.VAR`, on the CPU.
+        model: a `pixleap.models.VAR`, on the device that will decode.
         weights: "float32"; "bfloat16" for half the weight traffic at bfloat16 precision; "int8" for
             a quarter, rounded per output feature (`ops.linear_pack`). Embeddings stay float32.
 
@@ -192,6 +229,7 @@ class PackedVAR:
         self.word_embed = PackedLinear.of(model.word_embed)
         positions = model.lvl_embed(model.lvl_1L) + model.pos_1LC
         self.positions = float_tensor(positions[0])
+        self.device = self.positions.device
         self.scratch = Scratch(self.positions)
 
     @property
@@ -214,28 +252,39 @@ class PackedVAR:
             2 * rows * block.heads * block.head_dim * self.ends[scales] * 4 for block in self.blocks
         )
 
-    def modulation(self, condition: Tensor) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        """Once per image: per block six vectors (B, C), gains, scales and shifts of its two
-        branches, and the head's scale and shift. Native calls, so that no thread of torch spins on
-        a core they need."""
-        rows, width = condition.shape
+    def modulation(self, condition: Tensor, out: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Once per image: per block six vectors, gains, scales and shifts of its two branches, as
+        (B, 1, 6 C), and the head's scale and shift, (B, 1, 2 C). Native calls, so that no thread of
+        torch spins on a core they need."""
         x = torch.nn.functional.silu(condition)[:, None]
+        outs: list[Tensor | None] = [None] * (len(self.blocks) + 1)
+        outs[: len(out)] = out
         if self.shared_modulate is None:
-            sixes = [block.modulate(x) for block in self.blocks]
+            vectors = [b.modulate(x, out=o) for b, o in zip(self.blocks, outs, strict=False)]
         else:
             shared = self.shared_modulate(x)
-            sixes = [shared + block.ada_gss.view(1, 1, -1) for block in self.blocks]
-        pair = self.head_modulate(x).view(rows, 2, width)
-        return [six.view(rows, 6, width).unbind(1) for six in sixes], pair.unbind(1)
+            vectors = [
+                torch.add(shared, b.ada_gss.view(1, 1, -1), out=o)
+                for b, o in zip(self.blocks, outs, strict=False)
+            ]
+        return [*vectors, self.head_modulate(x, out=outs[-1])]
 
-    def start(self, labels: Tensor, *, guided: bool = True, scales: int | None = None) -> Passes:
+    def start(
+        self,
+        labels: Tensor,
+        *,
+        guided: bool = True,
+        scales: int | None = None,
+        kept: bool = False,
+    ) -> Passes:
         """Begins a batch. labels (B,) int64, negative for none; guided: with the half without
-        labels; scales: how many the caches must hold (default: all; 0 where they are elsewhere).
+        labels; scales: how many the caches must hold (default: all; 0 where they are elsewhere);
+        kept: for several batches and captured graphs.
 
         Raises:
             ValueError: labels that are no integers (B,) or too large.
         """
-        return Passes(self, labels, guided, scales)
+        return Passes(self, labels, guided, scales, kept)
 
     def check_labels(self, labels: Tensor) -> None:
         """Labels are integers (B,) up to num_classes.
@@ -258,13 +307,20 @@ class PackedVAR:
             for half in part.split(batch) if batch else ():
                 self.word_embed(maps[scale], residual=position, out=half)
 
-    def logits(self, x: Tensor, pair: Sequence[Tensor], parts: Sequence[Part] = ()) -> Tensor:
+    def logits(
+        self,
+        x: Tensor,
+        pair: Sequence[Tensor],
+        parts: Sequence[Part] = (),
+        scratch: Scratch | None = None,
+    ) -> Tensor:
         """Last hidden states (B, l, C), scale and shift (B, C) -> logits (B, l, V), a buffer that
         the next call overwrites. parts: as for a `Block`, each with its own pair."""
-        hidden = self.scratch.get("hidden", *x.shape)
+        scratch = scratch or self.scratch
+        hidden = scratch.get("hidden", *x.shape)
         for tokens, out, (scale, shift) in parts or [(x, hidden, pair)]:
             self.head_norm(tokens, out, scale=scale, shift=shift)
-        return self.head(hidden, out=self.scratch.get("logits", *x.shape[:2], self.vocabulary))
+        return self.head(hidden, out=scratch.get("logits", *x.shape[:2], self.vocabulary))
 
     def run(
         self,
@@ -287,19 +343,22 @@ class PackedVAR:
         """
         first, ends = passes.scales, self.ends
         lengths = self.lengths[first:stop]
-        x = self.scratch.get("x", len(passes.condition), ends[stop] - ends[first], self.width)
+        # A captured graph's work space is its own, out of the memory that graphs share: the common
+        # one moves when it grows.
+        scratch = Scratch(self.positions) if passes.kept else self.scratch
+        x = scratch.get("x", len(passes.condition), ends[stop] - ends[first], self.width)
         self.embed(passes, maps, stop, x)
         for block, six, cache in zip(self.blocks, passes.sixes, passes.caches, strict=True):
 
             def attend(
                 qkv: Tensor, out: Tensor, block: Block = block, cache: KVCache = cache
             ) -> None:
-                block.attend(qkv, cache, out, lengths, self.scratch, same_bits)
+                block.attend(qkv, cache, out, lengths, scratch, same_bits)
 
-            block(x, six, attend, self.scratch)
+            block(x, six, attend, scratch)
         passes.scales = stop
         begin = first if logits_from is None else logits_from
         if begin >= stop:
             return []
-        logits = self.logits(x[:, ends[begin] - ends[first] :], passes.head_pair)
+        logits = self.logits(x[:, ends[begin] - ends[first] :], passes.head_pair, scratch=scratch)
         return list(logits.split(self.lengths[begin:stop], dim=1))

@@ -18,7 +18,8 @@ def _phi(vae: VQVAE, scale: int) -> tuple[Tensor, Tensor, float]:
     """Residual convolution of a scale; ratio 0 where the tokeniser has none."""
     phi: Any = vae.quantize.phi(scale)
     if isinstance(phi, torch.nn.Identity):
-        return torch.zeros(vae.Cvae, vae.Cvae, 3, 3), torch.zeros(vae.Cvae), 0.0
+        zeros = float_tensor(vae.quantize.embedding.weight).new_zeros
+        return zeros(vae.Cvae, vae.Cvae, 3, 3), zeros(vae.Cvae), 0.0
     return float_tensor(phi.weight), float_tensor(phi.bias), float(phi.ratio)
 
 
@@ -86,57 +87,111 @@ class Codebook:
 class Pyramid:
     """Tokens of the scales so far, and what the next scale sees.
 
+    history: keep the features after every scale, so that `rollback` works; without it there is one
+        feature map, updated in place.
+    kept: the pyramid is used for one batch after the other (`reset`) by captured CUDA graphs: all
+        of its memory is allocated here, and tokens are copied into it.
+
     Attributes:
-        tokens: per scale (B, n_k) int64.
-        maps: maps[k] (B, n_k, Cv) is the transformer's input of scale k; maps[0] is empty.
-        history: keep the features after every scale, so that `rollback` works; without it there is
-            one feature map, updated in place.
+        scales: scales held.
     """
 
-    def __init__(self, codebook: Codebook, batch: int, history: bool = False) -> None:
-        self.codebook, self.history = codebook, history
-        side, channels = codebook.patch_nums[-1], codebook.weight.shape[1]
-        self.tokens: list[Tensor] = []
-        self.maps: list[Tensor] = [codebook.weight.new_zeros(batch, 0, channels)]
-        self._features = [codebook.weight.new_zeros(batch, channels, side, side)]
+    def __init__(
+        self, codebook: Codebook, batch: int, history: bool = False, kept: bool = False
+    ) -> None:
+        self.codebook, self.history, self.kept = codebook, history, kept
+        self._batch, self.scales = batch, 0
+        sides, new = codebook.patch_nums, codebook.weight.new_zeros
+        channels = codebook.weight.shape[1]
+        self._maps: list[Tensor | None] = [new(batch, 0, channels), *[None] * (len(sides) - 1)]
+        self._features: list[Tensor | None] = [new(batch, channels, sides[-1], sides[-1])]
+        self._features += [None] * (len(sides) if history else 0)
+        self._tokens: list[Any] = [None] * len(sides)
+        if kept:
+            for scale, side in enumerate(sides):
+                self._outputs(scale)
+                self._tokens[scale] = new((batch, side * side), dtype=torch.int64)
 
     @property
-    def scales(self) -> int:
-        """Scales held."""
-        return len(self.tokens)
+    def tokens(self) -> list[Tensor]:
+        """Per scale (B, n_k) int64."""
+        return self._tokens[: self.scales]
+
+    @property
+    def maps(self) -> list[Tensor]:
+        """maps[k] (B, n_k, Cv) is the transformer's input of scale k; maps[0] is empty. Those after
+        maps[scales] are of scales that are no longer held."""
+        return [m for m in self._maps if m is not None]
 
     @property
     def f_hat(self) -> Tensor:
         """(B, Cv, h, w): the features so far."""
-        return self._features[-1]
+        return self.features_after(self.scales)
 
     def features_after(self, scales: int) -> Tensor:
         """(B, Cv, h, w): the features of the first `scales` scales (needs `history`)."""
-        return self._features[scales]
+        features = self._features[scales if self.history else 0]
+        assert features is not None
+        return features
 
-    def add(self, tokens: Tensor, codes: Tensor | None = None) -> None:
-        """Adds the next scale. codes (B, n_k, Cv) replaces the codebook's rows, for soft tokens."""
-        book, scale = self.codebook, self.scales
+    def _outputs(self, scale: int) -> tuple[Tensor, Tensor]:
+        """Where the features after a scale and the next scale's map go."""
+        sides, after = self.codebook.patch_nums, scale + 1 if self.history else 0
+        features = self._features[after]
+        if features is None:
+            features = self._features[after] = torch.empty_like(self.features_after(0))
+        if scale + 1 == len(sides):
+            return features, features.new_empty(self._batch, 0, features.shape[1])
+        next_map = self._maps[scale + 1]
+        if next_map is None:
+            size = self._batch, sides[scale + 1] ** 2, features.shape[1]
+            next_map = self._maps[scale + 1] = features.new_empty(size)
+        return features, next_map
+
+    def token_buffer(self, scale: int) -> Tensor | None:
+        """Where the tokens of a scale may be drawn to; None if the pyramid takes any tensor."""
+        return self._tokens[scale] if self.kept else None
+
+    def write(self, scale: int, tokens: Tensor, codes: Tensor | None = None) -> None:
+        """Computes what `add` does to a scale, those before it being there; leaves `scales` alone,
+        so that it can be captured."""
+        book = self.codebook
         sides, (batch, length) = book.patch_nums, tokens.shape
         side = sides[scale + 1] if scale + 1 < len(sides) else 0
         rows, table = tokens, book.weight
         if codes is not None:
-            rows = torch.arange(batch * length).view(batch, length)
+            rows = torch.arange(batch * length, device=codes.device).view(batch, length)
             table = codes.reshape(batch * length, -1)
         weight, bias, ratio = book.phis[scale]
-        f_hat = self.f_hat
-        out = torch.empty_like(f_hat) if self.history else f_hat
-        next_map = f_hat.new_empty(batch, side * side, f_hat.shape[1])
+        f_hat = self.features_after(scale)
         ops.next_scale_update(
-            rows, table, weight, bias, f_hat, side, phi_ratio=ratio, out=(out, next_map)
+            rows, table, weight, bias, f_hat, side, phi_ratio=ratio, out=self._outputs(scale)
         )
-        if self.history:
-            self._features.append(out)
-        self.tokens.append(tokens)
-        if side:
-            self.maps.append(next_map)
+        if not self.kept:
+            self._tokens[scale] = tokens
+        elif tokens is not self._tokens[scale]:
+            self._tokens[scale].copy_(tokens)
+
+    def written(self, scale: int) -> Tensor:
+        """Tokens that `write` put there last."""
+        return self._tokens[scale]  # type: ignore[no-any-return]
+
+    def add(self, tokens: Tensor, codes: Tensor | None = None) -> None:
+        """Adds the next scale. codes (B, n_k, Cv) replaces the codebook's rows, for soft tokens."""
+        self.write(self.scales, tokens, codes)
+        self.scales += 1
 
     def rollback(self, scales: int) -> None:
         """Forgets all but the first `scales` scales (needs `history`)."""
-        if scales < self.scales:
-            del self.tokens[scales:], self.maps[scales + 1 :], self._features[scales + 1 :]
+        self.scales = min(self.scales, scales)
+
+    def reset(self) -> None:
+        """Forgets all scales."""
+        self.scales = 0
+        self.features_after(0).zero_()
+
+    def result(self) -> tuple[list[Tensor], Tensor]:
+        """Tokens and features, the caller's own."""
+        if self.kept:
+            return [t.clone() for t in self.tokens], self.f_hat.clone()
+        return self.tokens, self.f_hat

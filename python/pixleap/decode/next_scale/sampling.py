@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import ops
@@ -60,6 +62,23 @@ class Sampling:
         """Whether logits without the label are needed."""
         return self.cfg != 0
 
+    @property
+    def law(self) -> tuple[Any, ...]:
+        """All options but `seed` and `first_sample`."""
+        return astuple(replace(self, seed=0, first_sample=0))
+
+    def write_seeds(self, out: Tensor) -> None:
+        """`seed` and `first_sample` as numbers that kernels read: row b of out (B, 2) int64 gets
+        seed and first_sample + b, to be given as `seeds`."""
+        out[:, 0] = self.seed
+        torch.arange(self.first_sample, self.first_sample + len(out), out=out[:, 1])
+
+    def key(self, seeds: Tensor | None) -> dict[str, Any]:
+        """Whose noise an op takes: that of `seed` and `first_sample`; with seeds (B,) the former is
+        replaced, with (B, 2) both are."""
+        first = 0 if seeds is not None and seeds.dim() == 2 else self.first_sample
+        return {"seed": self.seed, "first_sample": first, "seeds": seeds}
+
     def _halves(
         self, logits: Tensor, scale: int, scales: int
     ) -> tuple[Tensor, Tensor | None, float]:
@@ -70,24 +89,37 @@ class Sampling:
         batch = len(logits) // 2
         return logits[:batch], logits[batch:], 1 + t
 
-    def draw(self, logits: Tensor, scale: int, scales: int, seeds: Tensor | None = None) -> Tensor:
+    def draw(
+        self,
+        logits: Tensor,
+        scale: int,
+        scales: int,
+        seeds: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Logits (B, n, V), or (2B, n, V) with guidance -> tokens (B, n) int64. seeds: (B,) int64,
-        samples that are drawn as if each were alone with its seed."""
+        samples that are drawn as if each were alone with its seed; or as of `write_seeds`."""
         cond, uncond, guidance = self._halves(logits, scale, scales)
         return ops.sample_tokens(
             cond, uncond=uncond, guidance_scale=guidance, temperature=self.temperature,
-            top_k=self.top_k, top_p=self.top_p, seed=self.seed, offset=scale,
-            first_sample=self.first_sample, noise_dtype=self.noise_dtype, seeds=seeds,
+            top_k=self.top_k, top_p=self.top_p, offset=scale, noise_dtype=self.noise_dtype,
+            out=out, **self.key(seeds),
         )  # fmt: skip
 
     def draw_with_codes(
-        self, logits: Tensor, scale: int, scales: int, codebook: Tensor
+        self,
+        logits: Tensor,
+        scale: int,
+        scales: int,
+        codebook: Tensor,
+        seeds: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens as of `draw`, and their soft codes where `more_smooth` asks for them."""
-        tokens = self.draw(logits, scale, scales)
+        tokens = self.draw(logits, scale, scales, seeds, out)
         if not self.more_smooth:
             return tokens, None
-        return tokens, self.soft_codes(logits, scale, scales, codebook)
+        return tokens, self.soft_codes(logits, scale, scales, codebook, seeds)
 
     def probabilities(
         self, logits: Tensor, scale: int, scales: int, tokens: Tensor | None = None
@@ -101,7 +133,14 @@ class Sampling:
             log=tokens is not None,
         )  # fmt: skip
 
-    def soft_codes(self, logits: Tensor, scale: int, scales: int, codebook: Tensor) -> Tensor:
+    def soft_codes(
+        self,
+        logits: Tensor,
+        scale: int,
+        scales: int,
+        codebook: Tensor,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
         """Codes (B, n, Cv) of a Gumbel softmax: VAR's `more_smooth`, with its temperatures.
 
         It takes the filtered logits at temperature 1, as the official code does.
@@ -111,6 +150,6 @@ class Sampling:
         weights = ops.gumbel_softmax(
             cond, uncond=uncond, guidance_scale=guidance, top_k=self.top_k, top_p=self.top_p,
             logit_scale=1 + ratio, temperature=max(0.27 * (1 - ratio * 0.95), 0.005),
-            seed=self.seed, offset=SOFT_STREAM + scale, first_sample=self.first_sample,
+            offset=SOFT_STREAM + scale, **self.key(seeds),
         )  # fmt: skip
         return weights @ codebook
