@@ -22,6 +22,7 @@ from .triangular import first_guess
 
 if TYPE_CHECKING:
     from ..models.tarflow import AttentionBlock, MetaBlock
+    from .flow_segments import SegmentSweeps
 
 Cache = tuple[Tensor, Tensor]  # keys and values (slots, heads, T, head_dim) of a layer
 
@@ -177,6 +178,8 @@ class FlowSystem:
         caches: one per layer with at least B slots, or 2B with guidance.
         scratch: work buffers.
         draft: makes the same system with weights of another precision.
+        index: of the block in its model.
+        sweeps: makes or finds, for a window, the captured sweeps of `Segments`.
     """
 
     first, per_sample = 1, True
@@ -189,8 +192,11 @@ class FlowSystem:
         caches: list[Cache],
         scratch: Scratch,
         draft: Callable[[str], FlowSystem] | None = None,
+        index: int = 0,
+        sweeps: Callable[[int], SegmentSweeps] | None = None,
     ) -> None:
         self.packed, self.guidance, self.caches, self.scratch = packed, guidance, caches, scratch
+        self.index, self.sweeps = index, sweeps
         self.rows, self.overhead = guidance.halves, packed.overhead
         self.length, self.width = packed.positions.shape
         tables = [packed.embedding(labels), packed.embedding(None)][: self.rows]
