@@ -92,10 +92,10 @@ class DenseSystem:
 
     def evaluate(self, samples: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         new = self.f(self.x[samples], self.noise[samples])
+        before, after = to_numpy(self.x[samples]), to_numpy(new)
         moved = []
         for i, (b, s, e) in enumerate(zip(samples, starts, ends, strict=True)):
-            fresh = to_numpy(new[i, s:e])
-            moved.append(distance(fresh, to_numpy(self.x[b, s:e])))
+            moved.append(distance(after[i, s:e], before[i, s:e]))
             self.x[b, s:e] = new[i, s:e]
         return np.concatenate(moved) if moved else np.zeros(0, np.float32)
 
