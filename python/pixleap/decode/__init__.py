@@ -17,6 +17,7 @@ from .draft_plan import DraftPlan
 from .flow import FlowDecoder, FlowResult, gs_jacobi
 from .flow_ar import FlowARHead, FlowARModel, FlowARResult, flow_ar
 from .flow_metrics import BlockMetrics, FlowMetrics, flow_metrics
+from .flow_segments import Segments
 from .mar import MARModel, MARResult, group_sizes, mar
 from .masked_diffusion import (
     Ancestral,
@@ -66,6 +67,7 @@ __all__ = [
     "RasterResult",
     "RasterSystem",
     "RowAbove",
+    "Segments",
     "Sequential",
     "Speculative",
     "SpeculativeDecoder",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .flow_block import Cache, FlowSystem, Guidance, PackedBlock
+from .flow_segments import Segments, SegmentSweeps
 from .layers import Scratch, check_labels
 from .triangular import TriangularResult
 from .triangular_solvers import Frontier, Solver
@@ -58,12 +59,15 @@ class FlowResult:
 
 class FlowDecoder:
     """A TarFlow model packed for native inversion; build once, call often. Keeps its caches, so one
-    call at a time.
+    call at a time, and on a CUDA device the graphs of the `SHAPES` used last.
 
     Args:
-        model: a `pixleap.models.TarFlow` (official or embedded weights), on the CPU.
+        model: a `pixleap.models.TarFlow` (official or embedded weights), on the CPU or a CUDA
+            device, where it stays.
         weights: "float32", "bfloat16" or "int8".
     """
+
+    SHAPES = 4
 
     def __init__(self, model: TarFlow, weights: str = "float32") -> None:
         self.model = model
@@ -71,6 +75,7 @@ class FlowDecoder:
         self.blocks = self._pack(weights)  # in the order of the model
         self.scratch = Scratch(self.blocks[0].positions)
         self._caches: list[Cache] = []
+        self._sweeps: dict[Any, SegmentSweeps] = {}
         self.plans: dict[tuple[int, int], FlowPlan] = {}  # by batch and halves of guidance
 
     def _pack(self, weights: str) -> list[PackedBlock]:
@@ -88,13 +93,28 @@ class FlowDecoder:
             self._caches = most.new_caches(slots)
         at = len(self.blocks) - 1 - index
 
+        def sweeps(window: int) -> SegmentSweeps:
+            return self._sweeps_of(batch, guidance, window)
+
         def make(packed: PackedBlock) -> FlowSystem:
-            return FlowSystem(packed, labels, guidance, self._caches, self.scratch, draft)
+            own = sweeps if packed is self.blocks[at] else None
+            return FlowSystem(packed, labels, guidance, self._caches, self.scratch, draft, at, own)
 
         def draft(dtype: str) -> FlowSystem:
             return make(self._pack(dtype)[at])
 
         return make(self.blocks[at])
+
+    def _sweeps_of(self, batch: int, guidance: Guidance, window: int) -> SegmentSweeps:
+        key = batch, guidance.halves, guidance.what, guidance.attn_temp, window
+        found = self._sweeps.pop(key, None)
+        if found is None:
+            channels = self.model.patch_dim
+            found = SegmentSweeps(self.blocks, batch, guidance, self._caches, channels, window)
+        self._sweeps[key] = found  # the last one used is the last one to go
+        if len(self._sweeps) > self.SHAPES:
+            del self._sweeps[next(iter(self._sweeps))]
+        return found
 
     @torch.no_grad()
     def __call__(
@@ -113,7 +133,9 @@ class FlowDecoder:
         """Noise (B, T, c) to images; arguments as in `TarFlow.reverse`, and the solver.
 
         Args:
-            solver: of `pixleap.decode.triangular`; `Frontier()` by default.
+            z, labels: on the model's device.
+            solver: of `pixleap.decode.triangular`; by default `Frontier()`, and `Segments()` on a
+                CUDA device.
             progress: called with (block, tokens that are final).
 
         Raises:
@@ -128,16 +150,22 @@ class FlowDecoder:
         result = FlowResult(x)
         if return_sequence:
             result.sequence.append(model.unpatchify(z))
-        chosen, count = solver or Frontier(), len(self.blocks)
+        default: Solver = Segments() if z.is_cuda else Frontier()
+        chosen, count = solver or default, len(self.blocks)
         plan = self.plans.get((len(z), guided.halves))
-        if plan is not None and isinstance(chosen, Frontier) and chosen.window == "auto":
+        if (
+            plan is not None
+            and isinstance(chosen, (Frontier, Segments))
+            and chosen.window == "auto"
+        ):
             chosen = replace(chosen, window=plan.windows)
         for index in range(count):
             report = (lambda f, index=index: progress(index, f)) if progress else None
             block = self.model.blocks[count - 1 - index]
             system = self.system(index, labels, guided, len(z))
             solved = chosen.of_block(index, count).solve(system, block.order(x), report)
-            if not bool(torch.isfinite(solved.x).all()):
+            finite = solved.finite
+            if not (bool(torch.isfinite(solved.x).all()) if finite is None else finite):
                 raise ValueError(
                     f"FlowDecoder: block {index} (in sampling order) gives values that are not "
                     "finite: its scales overflow float32 for this noise"
@@ -157,6 +185,12 @@ class FlowDecoder:
                 f"FlowDecoder: argument 'z' expected shape (*, {expected[0]}, {expected[1]}), got "
                 f"{tuple(z.shape)}"
             )
+        for name, given in (("z", z), ("labels", labels)):
+            if given is not None and given.device != self.model.var.device:
+                raise ValueError(
+                    f"FlowDecoder: argument '{name}' expected a tensor on {self.model.var.device}, "
+                    f"where the model is, got {given.device}"
+                )
         if labels is not None:
             check_labels("FlowDecoder", labels, len(z), self.model.num_classes - 1)
         if not bool(torch.isfinite(z).all()):

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from .. import ops
+from .. import masks, ops
+from .flow_rows import rows_of
 from .layers import Norm, PackedLinear, Ragged, Scratch, float_tensor
 from .triangular import first_guess
 
 if TYPE_CHECKING:
     from ..models.tarflow import AttentionBlock, MetaBlock
+    from .flow_segments import SegmentSweeps
 
 Cache = tuple[Tensor, Tensor]  # keys and values (slots, heads, T, head_dim) of a layer
 
@@ -55,6 +57,45 @@ class Guidance:
         return (ramp * self.scale).astype(np.float32)
 
 
+class Rows(Protocol):
+    """Rows of a sweep whose attention has one temperature."""
+
+    def attend(self, qkv: Tensor, q: Tensor, out: Tensor, cache: Cache, scale: float) -> None:
+        """qkv (R, 3, H, D), q and out (R, H, D) for work and the result."""
+
+
+@dataclass(frozen=True)
+class RaggedRows:
+    """Of samples at different tokens."""
+
+    rows: Ragged
+
+    def attend(self, qkv: Tensor, q: Tensor, out: Tensor, cache: Cache, scale: float) -> None:
+        r = self.rows
+        ops.kv_append_varlen(qkv, *cache, r.offsets, r.positions, slots=r.slots, out=q)
+        ops.attention_varlen(q, *cache, r.offsets, r.lengths, slots=r.slots, scale=scale, out=out)
+
+
+@dataclass(frozen=True)
+class SegmentRows:
+    """Of the slots first .. last - 1, all at the inputs begin - 1 .. end - 2."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+
+    def attend(self, qkv: Tensor, q: Tensor, out: Tensor, cache: Cache, scale: float) -> None:
+        keys, values = (c[self.first : self.last] for c in cache)
+        size = (self.last - self.first, self.end - self.begin)
+        q, out = (x.view(*size, *x.shape[1:]).transpose(1, 2) for x in (q, out))
+        ops.kv_append(qkv.view(*size, *qkv.shape[1:]), keys, values, self.begin - 1, out=q)
+        held = slice(self.end - 1)
+        ops.attention(
+            q, keys[:, :, held], values[:, :, held], mask=masks.causal(), scale=scale, out=out
+        )
+
+
 class _Layer:
     def __init__(self, layer: AttentionBlock, dtype: str) -> None:
         attention, main = layer.attention, layer.mlp.main
@@ -67,7 +108,7 @@ class _Layer:
         self.fc2 = PackedLinear.of(parts[2], dtype)
 
     def __call__(
-        self, x: Tensor, cache: Cache, groups: list[tuple[Ragged, float]], scratch: Scratch
+        self, x: Tensor, cache: Cache, groups: list[tuple[Rows, float]], scratch: Scratch
     ) -> None:
         """x (1, R, C) in place. groups: rows in order, with their attention temperature."""
         _, rows, width = x.shape
@@ -81,12 +122,8 @@ class _Layer:
         parts = [(qkv, q, out)]
         if len(groups) > 1:  # two of equal size
             parts = list(zip(*(t.chunk(2) for t in parts[0]), strict=True))
-        for (r, temp), (qkv, q, out) in zip(groups, parts, strict=True):
-            ops.kv_append_varlen(qkv, *cache, r.offsets, r.positions, slots=r.slots, out=q)
-            scale = self.head_dim**-0.5 / temp
-            ops.attention_varlen(
-                q, *cache, r.offsets, r.lengths, slots=r.slots, scale=scale, out=out
-            )
+        for (own, temp), (qkv, q, out) in zip(groups, parts, strict=True):
+            own.attend(qkv, q, out, cache, self.head_dim**-0.5 / temp)
         self.proj(hidden, residual=x, out=x)
         self.norm2(x, hidden)
         wide = scratch.get("wide", 1, rows, self.fc1.out_features)
@@ -115,11 +152,11 @@ class PackedBlock:
         calls = 8e-6 * (9 * len(self.layers) + 4)
         return (calls + sum(m.weight_bytes for m in linears) / 15e9) / row
 
-    def embedding(self, labels: Tensor | None) -> np.ndarray:
+    def embedding(self, labels: Tensor | None) -> Tensor:
         """Position plus class embedding, (B or 1, T, C)."""
         condition = self.block.condition(labels)
         both = self.positions[None] if condition is None else self.positions + condition
-        return both.contiguous().numpy()
+        return both.contiguous()
 
     def new_caches(self, slots: int) -> list[Cache]:
         """One per layer."""
@@ -141,6 +178,8 @@ class FlowSystem:
         caches: one per layer with at least B slots, or 2B with guidance.
         scratch: work buffers.
         draft: makes the same system with weights of another precision.
+        index: of the block in its model.
+        sweeps: makes or finds, for a window, the captured sweeps of `Segments`.
     """
 
     first, per_sample = 1, True
@@ -153,14 +192,20 @@ class FlowSystem:
         caches: list[Cache],
         scratch: Scratch,
         draft: Callable[[str], FlowSystem] | None = None,
+        index: int = 0,
+        sweeps: Callable[[int], SegmentSweeps] | None = None,
     ) -> None:
         self.packed, self.guidance, self.caches, self.scratch = packed, guidance, caches, scratch
+        self.index, self.sweeps = index, sweeps
         self.rows, self.overhead = guidance.halves, packed.overhead
         self.length, self.width = packed.positions.shape
         tables = [packed.embedding(labels), packed.embedding(None)][: self.rows]
+        self.tables = rows_of(packed.positions, scratch)
         # Rows of (B T, C), or of (T, C) where all samples have the same.
-        self.embeddings = [(t.reshape(-1, self.width), len(t) > 1) for t in tables]
-        self.strength = guidance.strength(self.length)
+        self.embeddings = [
+            (self.tables.table(t.reshape(-1, self.width)), len(t) > 1) for t in tables
+        ]
+        self.strength = self.tables.index(guidance.strength(self.length))
         if draft is not None:
             self.draft = draft
 
@@ -168,17 +213,8 @@ class FlowSystem:
         self.batch, _, self.channels = noise.shape
         self.z = noise.contiguous()
         self.x = first_guess(self.z, init, self.first)
-        self._x, self._z = (v.view(-1, self.channels).numpy() for v in (self.x, self.z))
+        self._x, self._z = (self.tables.table(v.view(-1, self.channels)) for v in (self.x, self.z))
         return self.x
-
-    def _take(self, name: str, table: np.ndarray, rows: Any) -> np.ndarray:
-        """Rows of a (N, c) table as (1, R, c): the table itself where they are a slice. By NumPy,
-        on this thread: torch's threads would spin on cores that native calls need."""
-        if isinstance(rows, slice):
-            return table[None, rows]
-        out = self.scratch.get(name, 1, len(rows), table.shape[1]).numpy()
-        np.take(table, rows, axis=0, out=out[0], mode="clip")
-        return out
 
     def evaluate(self, samples: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         packed, scratch, counts = self.packed, self.scratch, ends - starts
@@ -194,13 +230,15 @@ class FlowSystem:
             within = np.arange(rows) - np.repeat(ragged.offsets[:-1], counts)
             position = within + np.repeat(starts - 1, counts)
             inputs = position + np.repeat(samples * self.length, counts)
-            outputs = inputs + 1
+            outputs, inputs, position = (
+                self.tables.index(i) for i in (inputs + 1, inputs, position)
+            )
         x, z = self._x, self._z
 
         h = scratch.get("x", 1, self.rows * rows, self.width)
-        given = self._take("given", x, inputs)
+        given = self.tables.take("given", x, inputs)
         for half, (table, own) in enumerate(self.embeddings):
-            embedding = self._take("embedding", table, inputs if own else position)
+            embedding = self.tables.take("embedding", table, inputs if own else position)
             out = h if self.rows == 1 else h[:, half * rows : (half + 1) * rows]
             packed.proj_in(given, residual=embedding, out=out)
         groups = self._groups(ragged, counts)
@@ -211,27 +249,27 @@ class FlowSystem:
         )
         return self._update(z, x, params, outputs, position, rows)
 
-    def _groups(self, ragged: Ragged, counts: np.ndarray) -> list[tuple[Ragged, float]]:
+    def _groups(self, ragged: Ragged, counts: np.ndarray) -> list[tuple[Rows, float]]:
         """Rows with the label, then those without, in slots of their own; together where they have
         the same temperature."""
         if self.rows == 1:
-            return [(ragged, 1.0)]
+            return [(RaggedRows(ragged), 1.0)]
         free = Ragged.of(ragged.positions, counts, ragged.slots + self.batch)
         temp = self.guidance.attn_temp
         if temp != 1.0:
-            return [(ragged, 1.0), (free, temp)]
+            return [(RaggedRows(ragged), 1.0), (RaggedRows(free), temp)]
         positions, slots = (
             np.concatenate(p)
             for p in ((ragged.positions, free.positions), (ragged.slots, free.slots))
         )
-        return [(Ragged.of(positions, np.tile(counts, 2), slots), 1.0)]
+        return [(RaggedRows(Ragged.of(positions, np.tile(counts, 2), slots)), 1.0)]
 
     def _update(
-        self, z: np.ndarray, x: np.ndarray, params: Tensor, outputs: Any, position: Any, rows: int
+        self, z: Any, x: Any, params: Tensor, outputs: Any, position: Any, rows: int
     ) -> np.ndarray:
         """Writes x[outputs] from the log-scales and shifts in `params`; what moved."""
-        both = params.numpy()
-        a = both[..., : self.channels] if self.packed.nvp else np.zeros_like(both)
+        both = self.tables.table(params)
+        a = both[..., : self.channels] if self.packed.nvp else self.tables.zeros(both)
         b = both[..., self.channels :] if self.packed.nvp else both
         options: dict[str, Any] = {}
         if self.rows == 2:
@@ -241,12 +279,12 @@ class FlowSystem:
                 "uncond_b": b[:, rows:] if "b" in what or "c" in what else None,
                 "guidance": self.strength[position],
             }
-        before = self._take("before", x, outputs)
+        before = self.tables.take("before", x, outputs)
         moved = self.scratch.get("moved", 1, rows)
         ops.jacobi_update(
-            self._take("noise", z, outputs), a[:, :rows], b[:, :rows], before,
+            self.tables.take("noise", z, outputs), a[:, :rows], b[:, :rows], before,
             out=(before, moved), **options,
         )  # fmt: skip
         if not isinstance(outputs, slice):
-            x[outputs] = before[0]
-        return moved[0].numpy().copy()
+            self.tables.put(x, outputs, before[0])
+        return self.tables.fetch(moved[0])

@@ -30,7 +30,7 @@ class LinearGuess:
 
     def guess(self, noise: Tensor) -> Tensor:
         """(B, T, P) -> (B, T, P)."""
-        return noise * self.scale + self.shift
+        return noise * self.scale.to(noise.device) + self.shift.to(noise.device)
 
     @classmethod
     def fit(cls, z: Tensor, x: Tensor) -> LinearGuess:
@@ -168,7 +168,9 @@ def calibrate(
     samples = max(batch, 64) if linear else batch
     z = ops.random_normal((samples, *model.var.shape), seed=seed, like=model.var)
     x = z * model.var.sqrt()
-    labels = torch.arange(samples) % model.num_classes if model.num_classes else None
+    labels = None
+    if model.num_classes:
+        labels = torch.arange(samples, device=model.var.device) % model.num_classes
     plan = FlowPlan(batch, guided.halves, tol, [], [], [], [])
     for index in range(count):
         block = model.blocks[count - 1 - index]

@@ -68,7 +68,7 @@ class RasterSystem:
             output, seed=self.seed, first_sample=self.first_sample, first_position=start,
             length=self.length,
         )  # fmt: skip
-        moved = to_numpy(drawn) != to_numpy(x[:, start:end])
+        moved = to_numpy(drawn != x[:, start:end])
         x[:, start:end] = drawn
         return moved.astype(np.float32).reshape(-1)
 

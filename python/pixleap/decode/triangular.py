@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._arrays import Array
+from .token_draws import to_numpy
 
 
 class TriangularSystem(Protocol):
@@ -52,7 +53,8 @@ class TriangularResult:
     """x (B, length, ...); tokens: evaluated in each sweep, of all samples; evaluations (B,) int64:
     tokens evaluated of each sample; residuals: the largest move of each sweep; converged (B,) bool:
     whether every token follows from inputs that moved no more than the tolerance in the last sweep;
-    draft: the same of the solution in low precision that came first."""
+    draft: the same of the solution in low precision that came first; finite: whether x is, where
+    the solver has looked."""
 
     x: Array
     tokens: list[int]
@@ -61,6 +63,7 @@ class TriangularResult:
     converged: np.ndarray
     seconds: float
     draft: TriangularResult | None = None
+    finite: bool | None = None
 
     @property
     def sweeps(self) -> int:
@@ -89,10 +92,10 @@ class DenseSystem:
 
     def evaluate(self, samples: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         new = self.f(self.x[samples], self.noise[samples])
+        before, after = to_numpy(self.x[samples]), to_numpy(new)
         moved = []
         for i, (b, s, e) in enumerate(zip(samples, starts, ends, strict=True)):
-            fresh = np.asarray(new[i, s:e])
-            moved.append(distance(fresh, np.asarray(self.x[b, s:e])))
+            moved.append(distance(after[i, s:e], before[i, s:e]))
             self.x[b, s:e] = new[i, s:e]
         return np.concatenate(moved) if moved else np.zeros(0, np.float32)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._arrays import Array
+from .token_draws import to_numpy
 from .triangular import TriangularResult, TriangularSystem, check_option
 
 Report = Callable[[int], None]
@@ -73,7 +74,7 @@ class Solver(Protocol):
         """See `solve_triangular`."""
 
 
-def _pick(solver: str, name: str, value: Any, index: int, blocks: int) -> Any:
+def pick(solver: str, name: str, value: Any, index: int, blocks: int) -> Any:
     """Entry `index` of a list for every block, or the value itself."""
     if not isinstance(value, (list, tuple)):
         return value
@@ -85,8 +86,13 @@ def _pick(solver: str, name: str, value: Any, index: int, blocks: int) -> Any:
     return value[index]
 
 
-def _entries(value: Any) -> Sequence[Any]:
+def entries(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def bound_of(tol: float, margin: float, x: Array) -> float:
+    """The move up to which a token of x counts as converged; see `Frontier`."""
+    return max(tol / margin, 8 * _epsilon(x)) if tol else 0.0
 
 
 def _epsilon(x: Array) -> float:
@@ -95,11 +101,11 @@ def _epsilon(x: Array) -> float:
     return float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
-def _check_tol(solver: str, tol: Any) -> None:
+def check_tol(solver: str, tol: Any) -> None:
     check_option(solver, "tol", isinstance(tol, (int, float)) and tol >= 0, "a number >= 0", tol)
 
 
@@ -118,14 +124,14 @@ class Jacobi:
     per_sample: bool = True
 
     def __post_init__(self) -> None:
-        _check_tol("Jacobi", self.tol)
+        check_tol("Jacobi", self.tol)
         sweeps = self.max_sweeps
         check_option(
-            "Jacobi", "max_sweeps", sweeps is None or _is_count(sweeps), "None or >= 1", sweeps
+            "Jacobi", "max_sweeps", sweeps is None or is_count(sweeps), "None or >= 1", sweeps
         )
 
     def of_block(self, index: int, blocks: int) -> Jacobi:
-        return replace(self, init=_pick("Jacobi", "init", self.init, index, blocks))
+        return replace(self, init=pick("Jacobi", "init", self.init, index, blocks))
 
     def solve(
         self, system: TriangularSystem, noise: Any, report: Report | None = None
@@ -170,16 +176,16 @@ class GSJacobi:
     bound: float = 1e-6
 
     def __post_init__(self) -> None:
-        for m in _entries(self.modules):
+        for m in entries(self.modules):
             check_option(
-                "GSJacobi", "modules", m == 0 or _is_count(m), "integers >= 0", self.modules
+                "GSJacobi", "modules", m == 0 or is_count(m), "integers >= 0", self.modules
             )
-        for m in _entries(self.max_sweeps):
-            check_option("GSJacobi", "max_sweeps", _is_count(m), "integers >= 1", self.max_sweeps)
+        for m in entries(self.max_sweeps):
+            check_option("GSJacobi", "max_sweeps", is_count(m), "integers >= 1", self.max_sweeps)
 
     def of_block(self, index: int, blocks: int) -> GSJacobi:
         picked = {
-            name: _pick("GSJacobi", name, getattr(self, name), index, blocks)
+            name: pick("GSJacobi", name, getattr(self, name), index, blocks)
             for name in ("modules", "max_sweeps", "init")
         }
         return replace(self, **picked)
@@ -203,7 +209,7 @@ class GSJacobi:
                 run.sweep(run.everyone, begin, end)
                 if self.clamp is not None:
                     part[...] = part.clip(-self.clamp, self.clamp)
-                change = np.asarray(part - before, np.float64)
+                change = to_numpy(part - before).astype(np.float64)
                 settled = float(np.linalg.norm(change)) / max(run.batch * channels, 1) <= self.bound
                 if settled:
                     break
@@ -245,18 +251,18 @@ class Frontier:
     margin: float = 32.0
 
     def __post_init__(self) -> None:
-        for w in _entries(self.window):
-            good = w == "auto" or _is_count(w)
+        for w in entries(self.window):
+            good = w == "auto" or is_count(w)
             check_option("Frontier", "window", good, "an integer >= 1 or 'auto'", self.window)
-        _check_tol("Frontier", self.tol)
-        _check_tol("Frontier", self.draft_tol)
+        check_tol("Frontier", self.tol)
+        check_tol("Frontier", self.draft_tol)
         good = self.overhead is None or self.overhead > 0
         check_option("Frontier", "overhead", good, "None or a number > 0", self.overhead)
         check_option("Frontier", "margin", self.margin >= 1, "a number >= 1", self.margin)
 
     def of_block(self, index: int, blocks: int) -> Frontier:
         picked = {
-            name: _pick("Frontier", name, getattr(self, name), index, blocks)
+            name: pick("Frontier", name, getattr(self, name), index, blocks)
             for name in ("window", "init")
         }
         return replace(self, **picked)
@@ -275,7 +281,7 @@ class Frontier:
             return result
         run = _Run(system, system.begin(noise, self.init), report)
         window = _Window(self, system)
-        bound = max(self.tol / self.margin, 8 * _epsilon(run.x)) if self.tol else 0.0
+        bound = bound_of(self.tol, self.margin, run.x)
         frontier = np.full(run.batch, system.first)  # the first token that is not exact
         active = run.everyone if system.first < system.length else run.everyone[:0]
         together = not (self.per_sample and system.per_sample)

@@ -44,23 +44,26 @@ class AdaptiveGuidance(Guidance):
             uncond is there already.
 
     Each sample stops by itself. `needs` drops uncond once all have stopped; on a GPU that question
-    waits for the device. `stopped` is (B,) bool, None before the first evaluation.
+    waits for the device, once per evaluation. `stopped` is (B,) bool, None before the first
+    evaluation.
     """
 
     def __init__(self, scale: Scale, *, threshold: float = 0.991, **interval: Any) -> None:
         super().__init__(scale, **interval)
         self.threshold = check_number(threshold, self.where, "threshold", -1.0, 1.0)
-        self.stopped: Array | None = None
+        self.reset()
 
     def reset(self) -> None:
-        self.stopped = None
+        self.stopped: Array | None = None
+        self._done: bool | None = False  # whether all samples have; None: to be asked
 
     def form(self, stage: int, point: Point) -> LinearForm | None:
         return None if self.active(point) else LinearForm.of("cond")
 
     def needs(self, stage: int, point: Point) -> tuple[str, ...]:
-        done = self.stopped is not None and bool(self.stopped.all())
-        return ("cond",) if done or not self.active(point) else ("cond", "uncond")
+        if self._done is None and self.stopped is not None:
+            self._done = bool(self.stopped.all())
+        return ("cond",) if self._done or not self.active(point) else ("cond", "uncond")
 
     def combine(
         self, stage: int, point: Point, outputs: Sequence[Array], sample: Array
@@ -78,10 +81,13 @@ class AdaptiveGuidance(Guidance):
 
         table = per_sample(rule, sums(cond, uncond), scale)
         weights, agreed = table[:, :2], table[:, 2] >= self.threshold
+        self._done = None
         if self.stopped is None:
             self.stopped = agreed
             return [cond, uncond], weights
-        weights[self.stopped, 0], weights[self.stopped, 1] = 1.0, 0.0
+        # By arithmetic: an index of bool waits for the device.
+        weights *= ~self.stopped[:, None]
+        weights[:, 0] += self.stopped
         self.stopped = self.stopped | agreed
         return [cond, uncond], weights
 

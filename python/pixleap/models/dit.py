@@ -248,7 +248,7 @@ class DiT(nn.Module):
         capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
         if n and not (y.is_meta or capturing or torch.compiler.is_compiling()):
             rows = self.y_embedder.embedding_table.num_embeddings
-            low, high = int(y.min()), int(y.max())
+            low, high = torch.stack(y.aminmax()).tolist()  # one wait for a device
             if low < 0 or high >= rows:
                 none = f" ({self.num_classes}: no label)" if rows > self.num_classes else ""
                 raise ValueError(

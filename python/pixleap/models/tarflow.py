@@ -331,7 +331,7 @@ class TarFlow(nn.Module):
             labels: (B,) int64, negative for no label; or how many samples without labels.
             seed, first_sample: the noise of sample b depends on (seed, first_sample + b) only.
             temperature: factor of the noise.
-            solver: of `pixleap.decode.triangular_solvers`; `Frontier()` by default.
+            solver: of `pixleap.decode.triangular_solvers`; by default as `FlowDecoder`.
             denoise: take the training noise out by the score (Tweedie) in the end, where
                 `noise_std` is known.
             weights: "float32", "bfloat16" or "int8".
@@ -341,6 +341,7 @@ class TarFlow(nn.Module):
             ValueError: labels or options that do not fit.
         """
         given = torch.full((labels,), -1) if isinstance(labels, int) else labels
+        given = given.to(self.var.device)
         skip = first_sample * self.num_patches * self.patch_dim
         z = ops.random_normal(
             (len(given), self.num_patches, self.patch_dim),
