@@ -9,7 +9,7 @@ set(PIXLEAP_FLAGS_scalar "")
 set(PIXLEAP_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
 set(PIXLEAP_FLAGS_avx512 ${PIXLEAP_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
     -mprefer-vector-width=512)
-set(PIXLEAP_FLAGS_amx ${PIXLEAP_FLAGS_avx512} -mamx-tile -mamx-bf16 -mamx-int8)
+set(PIXLEAP_FLAGS_amx ${PIXLEAP_FLAGS_avx512} -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8)
 set(PIXLEAP_WIDTH_scalar 4)
 set(PIXLEAP_WIDTH_avx2 8)
 set(PIXLEAP_WIDTH_avx512 16)

@@ -22,13 +22,19 @@ static_assert(sizeof(TileConfig) == 64);
 
 #if !defined(PIXLEAP_EMULATE_ISA)
 
+// GCC 12's own forms of the first two do not say that they read memory (8 bytes of it): what was
+// stored for them could be moved behind them or dropped.
 PIXLEAP_INLINE void tile_configure() {
   const TileConfig config;
-  _tile_loadconfig(&config);
+  __asm__ volatile("ldtilecfg\t%0" ::"m"(config));
 }
+#define tile_load(t, pointer, stride)                        \
+  __asm__ volatile("tileloadd\t(%0,%1,1), %%tmm" #t ::"r"(   \
+                       static_cast<const void*>(pointer)),   \
+                   "r"(static_cast<int64_t>(stride))         \
+                   : "memory")
 #define tile_release() _tile_release()
 #define tile_zero(t) _tile_zero(t)
-#define tile_load(t, pointer, stride) _tile_loadd(t, pointer, stride)
 #define tile_store(t, pointer, stride) _tile_stored(t, pointer, stride)
 #define tile_multiply_bf16(c, a, b) _tile_dpbf16ps(c, a, b)
 

@@ -7,7 +7,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<AttentionParams> kernels = PIXLEAP_KERNELS_CUDA(attention);
+constexpr KernelTable<AttentionParams> kernels = PIXLEAP_KERNELS_AMX_CUDA(attention);
 
 // Strides of `v` broadcast to `extents`, aligned at the last dimension.
 void broadcast_strides(const Check& check, const View& v, std::span<const int64_t> extents,

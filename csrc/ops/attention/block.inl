@@ -1,4 +1,6 @@
 // One block of queries of one head, which `attention` and `attention_varlen` are made of.
+#pragma once
+
 #include <algorithm>
 
 #include "ops/attention/softmax.inl"

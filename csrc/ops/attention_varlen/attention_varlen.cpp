@@ -8,7 +8,7 @@
 namespace pixleap {
 namespace {
 
-constexpr KernelTable<AttentionVarlenParams> kernels = PIXLEAP_KERNELS_CUDA(attention_varlen);
+constexpr KernelTable<AttentionVarlenParams> kernels = PIXLEAP_KERNELS_AMX_CUDA(attention_varlen);
 
 // Tasks, those of most work first, and chunks of them of about the same work: with a few long
 // sequences among many short ones, no thread is left alone with a long one at the end.
