@@ -119,7 +119,7 @@ PIXLEAP_INLINE bool raise_top(TileState& state, vf largest, float to_log2, vf& d
   const vi grown = largest > state.top + slack;
   if (!any(grown)) return false;
   vf exponent[] = {(state.top - largest) * splat(to_log2)};
-  exp2_nonpositive(exponent);
+  exp2_upto_one(exponent);
   decay = select(grown, exponent[0], splat(1.f));
   state.top = select(grown, largest, state.top);
   state.sum = state.sum * decay;
