@@ -117,14 +117,18 @@ class Graphs:
     What a function returns is overwritten by the next call of ANY key: the graphs share their
     memory. Copy what is to last, or let the function write it to buffers that it does not allocate.
 
-    Attributes:
-        active: whether steps are captured at all; if not, every call is a plain call.
     """
+
+    MOST = 256  # keys; the oldest goes
 
     def __init__(self, device: Any) -> None:
         self._backend = backend_for(device)
-        self.active = self._backend is not None
         self._steps: dict[Hashable, _Captured | None] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether steps are captured at all; if not, every call is a plain call."""
+        return self._backend is not None
 
     def __len__(self) -> int:
         """Graphs captured so far."""
@@ -148,6 +152,8 @@ class Graphs:
         if key not in self._steps:
             result = self._backend.warm_up(lambda: function(*inputs))
             self._steps[key] = None
+            if len(self._steps) > self.MOST:
+                del self._steps[next(iter(self._steps))]
             return result
         step = self._steps[key]
         if step is None:
