@@ -14,7 +14,8 @@ from torch import nn
 import pixleap as px
 from pixleap import decode, guidance, metrics, solvers
 from pixleap.caching import DeltaCache, FirstBlockCache, Forecast, apply_cache
-from pixleap.models import load_digits_dit
+from pixleap.decode.flow_block import Guidance
+from pixleap.models import TarFlow, load_digits_dit
 
 Move = Callable[[Any], Any]
 VP, FLOW = solvers.NoiseSchedule.vp(), solvers.NoiseSchedule.flow()
@@ -263,6 +264,35 @@ def one_set(move: Move) -> Any:
     return [np.asarray(v) for v in (score, metrics.vendi_score(x), own.mean, own.covariance)]
 
 
+def random_flow(move: Move) -> Any:
+    torch.manual_seed(0)
+    model = TarFlow(1, 8, 2, 16, 2, 2, head_dim=8, num_classes=3).eval()
+    for block in model.blocks:
+        nn.init.normal_(block.proj_out.weight, std=0.04)
+    return moved(model, move)
+
+
+def flow(solver: Any, **options: Any) -> Callable[[Move], Any]:
+    def run(move: Move) -> Any:
+        decoder = decode.FlowDecoder(random_flow(move))
+        z, labels = move(normal(3, 16, 4)), move(torch.tensor([0, 2, -1]))
+        return decoder(z, labels, solver=solver, **options).images
+
+    return run
+
+
+def flow_sample(move: Move) -> Any:
+    model = random_flow(move)
+    images = model.sample(2, seed=3, solver=decode.Segments(1e-3, 5), guidance=1.0)
+    plan = model.decoder().calibrate(2, rounds=1, linear=True)
+    # Windows follow the clock, so this one's bits are the machine's.
+    plan.solver("linear").of_block(0, 2).solve(
+        model.decoder().system(0, None, Guidance(), 2), move(normal(2, 16, 4))
+    )  # fmt: skip
+    measured = model.metrics(images, tol=1e-2)
+    return images, [b.crm for b in measured.blocks]
+
+
 # Runs, and how many waits for the device each takes; None: it decides on the host, by design.
 FAMILIES: dict[str, tuple[Callable[[Move], Any], int | None]] = {
     **{f"solver {n}": (solve(n), 0) for n in ("dpmpp_2m", "ddpm", "heun", "unipc", "dpmpp_2m_sde")},
@@ -295,6 +325,11 @@ FAMILIES: dict[str, tuple[Callable[[Move], Any], int | None]] = {
         f"DenseSystem, {type(s).__name__}": (densely(s), most)
         for s, most in ((decode.Frontier(), 12), (decode.Jacobi(), 14), (decode.GSJacobi(2), 24))
     },
+    "flow, Segments": (flow(decode.Segments(1e-3, 5)), 22),
+    "flow, Segments, guidance": (flow(decode.Segments(0.0, 15), guidance=1.5), 30),
+    "flow, Frontier": (flow(decode.Frontier(1e-3), guidance=1.5, attn_temp=0.5), 26),
+    "flow, GSJacobi": (flow(decode.GSJacobi(3)), 76),
+    "TarFlow.sample, calibrate, metrics": (flow_sample, None),
     "Forecast": (cached(Forecast(interval=2)), 0),
     "DeltaCache": (cached(DeltaCache(blocks=2, boundary=2)), 0),
     "FirstBlockCache": (cached(FirstBlockCache(threshold=0.5)), 4),

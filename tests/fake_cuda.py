@@ -5,6 +5,7 @@ counts what the host reads. Native ops run the CPU's kernels, or CUDA's where th
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,6 +89,9 @@ def _call(func: Any, args: Any, kwargs: Any, reads: list[str]) -> Any:
         for i in tree_leaves(args[1])
     ):
         reads.append("index of bool")  # how many are true is asked for
+    if name == "copy_" and here and not isinstance(args[0], DeviceTensor):
+        reads.append("copy_ to the host")
+    kwargs.pop("pin_memory", None)
     if here and (name in (*_READS, "cpu") or (device and device.type == "cpu")):
         reads.append(name)
     if here and name not in _MIXED and name != "__get__":
@@ -99,6 +103,14 @@ def _call(func: Any, args: Any, kwargs: Any, reads: list[str]) -> Any:
         if name == "cpu" or (device and device.type == "cpu"):
             return result.clone() if isinstance(result, Tensor) else result
     return tree_map(_wrap, result) if here or (device and device.type == "cuda") else result
+
+
+class _Event:
+    def record(self, stream: Any) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
 
 
 class _Mode(TorchFunctionMode):
@@ -133,14 +145,26 @@ def fake_cuda() -> Iterator[list[str]]:
 
         return call
 
-    capturing = torch.cuda.is_current_stream_capturing
+    fakes = {
+        "is_current_stream_capturing": lambda: False,
+        "current_stream": lambda device: None,
+        "Event": _Event,
+    }
+    before = {name: getattr(torch.cuda, name) for name in fakes}
+    environment = os.environ.get("PIXLEAP_CUDA_GRAPHS")
     try:
-        torch.cuda.is_current_stream_capturing = lambda: False
+        os.environ["PIXLEAP_CUDA_GRAPHS"] = "0"  # tests/graph_emulation.py is for those
+        for name, fake in fakes.items():
+            setattr(torch.cuda, name, fake)
         for op in natives:
             setattr(_native, op, checked(op))
         with _Mode(reads):
             yield reads
     finally:
-        torch.cuda.is_current_stream_capturing = capturing
+        os.environ.pop("PIXLEAP_CUDA_GRAPHS")
+        if environment is not None:
+            os.environ["PIXLEAP_CUDA_GRAPHS"] = environment
+        for name, real in before.items():
+            setattr(torch.cuda, name, real)
         for op, native in natives.items():
             setattr(_native, op, native)
