@@ -9,8 +9,8 @@
 //
 // The order of things:
 //   writes to shared memory (or cp_async_wait), fence_proxy_async(), a barrier;
-//   wgmma_fence() once registers of a or d were touched, wgmma_ss / wgmma_rs, wgmma_commit();
-//   wgmma_wait<Newest>(), wgmma_arrived(d); only then are d and a free, and b's place.
+//   wgmma_hold(d and a), wgmma_fence() once their registers were touched, wgmma_ss or wgmma_rs,
+//   wgmma_commit(), wgmma_wait<Newest>(), wgmma_hold(d); only then are d and a free, and b's place.
 //
 // A descriptor (address >> 4 in bits 0-13, leading offset >> 4 in 16-29, stride offset >> 4 in
 // 32-45, swizzle in 62-63) names one step of 16 of an operand. Element (i, k), i of M or N, lies at
@@ -53,13 +53,18 @@ template <int Newest>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Newest) : "memory");
 }
-// Keeps what reads d behind the wait before it.
-template <int Tiles>
-__device__ inline void wgmma_arrived(float (&d)[Tiles][4]) {
+// Keeps what touches registers of d or a on its side of a fence or wait: before a wgmma_fence and
+// behind a wgmma_wait. Without it the compiler moves what it likes, and then makes products wait.
+template <class Register, int Tiles>
+__device__ inline void wgmma_hold(Register (&d)[Tiles][4]) {
 #pragma unroll
   for (int n = 0; n < Tiles; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(d[n][i])::"memory");
+    for (int i = 0; i < 4; ++i)
+      if constexpr (std::is_same_v<Register, float>)
+        asm volatile("" : "+f"(d[n][i])::"memory");
+      else
+        asm volatile("" : "+r"(d[n][i])::"memory");
 }
 // This thread's writes to shared memory, before a barrier, for products that come after it.
 __device__ inline void fence_proxy_async() {
@@ -71,19 +76,19 @@ __device__ inline void fence_proxy_async() {
 #define PIXLEAP_D8(n) PIXLEAP_D4(n), PIXLEAP_D4(n + 1)
 #define PIXLEAP_D32(n) PIXLEAP_D8(n), PIXLEAP_D8(n + 2), PIXLEAP_D8(n + 4), PIXLEAP_D8(n + 6)
 #define PIXLEAP_TEXT8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define PIXLEAP_TEXT32                           \
-  PIXLEAP_TEXT8                                  \
-      ", "                                       \
-      "%8, %9, %10, %11, %12, %13, %14, %15, "   \
-      "%16, %17, %18, %19, %20, %21, %22, %23, " \
-      "%24, %25, %26, %27, %28, %29, %30, %31"
-#define PIXLEAP_TEXT64                           \
-  PIXLEAP_TEXT32                                 \
-      ", "                                       \
-      "%32, %33, %34, %35, %36, %37, %38, %39, " \
-      "%40, %41, %42, %43, %44, %45, %46, %47, " \
-      "%48, %49, %50, %51, %52, %53, %54, %55, " \
-      "%56, %57, %58, %59, %60, %61, %62, %63"
+#define PIXLEAP_TEXT32                       \
+  PIXLEAP_TEXT8                              \
+  ", "                                       \
+  "%8, %9, %10, %11, %12, %13, %14, %15, "   \
+  "%16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31"
+#define PIXLEAP_TEXT64                       \
+  PIXLEAP_TEXT32                             \
+  ", "                                       \
+  "%32, %33, %34, %35, %36, %37, %38, %39, " \
+  "%40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, " \
+  "%56, %57, %58, %59, %60, %61, %62, %63"
 
 // `first` to `fourth`: the operands after d.
 #define PIXLEAP_WGMMA_SS(n, type, text, first, second, third, fourth, ...)              \
@@ -124,15 +129,9 @@ template <class T, bool TransposedB, int Tiles>
 __device__ inline void wgmma_rs(float (&d)[Tiles][4], const uint32_t (&a)[4], uint64_t b,
                                 bool accumulate) {
   static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
-  static_assert(Tiles == 2 || Tiles == 8 || Tiles == 16);
+  static_assert(Tiles == 8 || Tiles == 16);
   constexpr bool kBf16 = std::is_same_v<T, __nv_bfloat16>;
-  if constexpr (Tiles == 2 && kBf16)
-    PIXLEAP_WGMMA_RS("16", "bf16", PIXLEAP_TEXT8, "%8, %9, %10, %11", "%12", "%13", "%14",
-                     PIXLEAP_D8(0));
-  else if constexpr (Tiles == 2 && !kBf16)
-    PIXLEAP_WGMMA_RS("16", "f16", PIXLEAP_TEXT8, "%8, %9, %10, %11", "%12", "%13", "%14",
-                     PIXLEAP_D8(0));
-  else if constexpr (Tiles == 8 && kBf16)
+  if constexpr (Tiles == 8 && kBf16)
     PIXLEAP_WGMMA_RS("64", "bf16", PIXLEAP_TEXT32, "%32, %33, %34, %35", "%36", "%37", "%38",
                      PIXLEAP_D32(0));
   else if constexpr (Tiles == 8 && !kBf16)

@@ -31,8 +31,8 @@ template <int Newest>
 void wgmma_wait(emulate::Where where = emulate::Where::current()) {
   emulate::wait_products(Newest, where);
 }
-template <int Tiles>
-void wgmma_arrived(float (&)[Tiles][4]) {}
+template <class Register, int Tiles>
+void wgmma_hold(Register (&)[Tiles][4]) {}
 inline void fence_proxy_async() { emulate::fence_async(); }
 
 template <class T, bool TransposedB, int Tiles>

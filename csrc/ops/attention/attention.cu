@@ -1,5 +1,6 @@
 #include "ops/attention/cuda_mma.h"
 #include "ops/attention/cuda_simt.h"
+#include "ops/attention/cuda_wgmma.h"
 
 namespace pixleap {
 namespace {
@@ -9,6 +10,15 @@ __global__ void __launch_bounds__(kAttentionThreads)
     attention_mma(const __grid_constant__ AttentionParams p, const int64_t first) {
   attend_mma<T, D, Split>(
       p, attention_work(p, first + blockIdx.x, MmaAttention<T, D, Split>::kQueries));
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(WgmmaAttention<T, D>::kThreads, WgmmaAttention<T, D>::kBlocks)
+    attention_wgmma(const __grid_constant__ AttentionParams p, const int64_t first) {
+#if defined(PIXLEAP_WGMMA)
+  attend_wgmma<T, D>(
+      p, [&] { return attention_work(p, first + blockIdx.x, WgmmaAttention<T, D>::kQueries); });
+#endif
 }
 
 template <int D>
@@ -31,6 +41,12 @@ void attention_cuda(const AttentionParams& p, const Device& device) {
     throw BackendError(
         "attention: argument 'mask' is a neighbourhood, for which there is no CUDA kernel");
   const int64_t queries = p.window.rows ? p.window.size() : p.queries;
+  if (attention_by_mma(p) && attention_by_wgmma(p, queries, device))
+    return with_wgmma_attention(p, [&]<class T, int D>() {
+      using Shape = WgmmaAttention<T, D>;
+      launch_attention(attention_wgmma<T, D>, p, Shape::kQueries, Shape::kBytes, device,
+                       Shape::kThreads);
+    });
   if (attention_by_mma(p))
     return with_mma_attention(p, queries, [&]<class T, int D, bool Split>() {
       using Shape = MmaAttention<T, D, Split>;
