@@ -142,13 +142,15 @@ def test_blocks_and_tiles(
     out, lse = outs[0]
     torch.testing.assert_close(out.double(), torch.from_numpy(want), atol=TOLERANCE[dtype], rtol=0)
     torch.testing.assert_close(lse.double(), torch.from_numpy(want_lse), atol=2e-3, rtol=0)
-    assert all(torch.equal(bits(a), bits(b)) for o in outs[1:] for a, b in zip(o, outs[0]))
+    assert all(
+        torch.equal(bits(a), bits(b)) for o in outs[1:] for a, b in zip(o, outs[0], strict=True)
+    )
 
 
 @pytest.mark.parametrize("dim", [64, 100])
 @pytest.mark.parametrize("mask", ["causal", "lengths", "block_causal", "window", "tensor"])
 def test_masks_of_many_queries(mask: str, dim: int) -> None:
-    """Masks across several tiles of keys: a prefix before causal queries, scales, rolled windows."""
+    """Across several tiles of keys: a prefix before causal queries, scales, rolled windows."""
     rng = np.random.default_rng(8)
     queries, keys = {"causal": (150, 290), "block_causal": (141, 141), "window": (288, 288)}.get(
         mask, (100, 200)
