@@ -38,6 +38,9 @@ function(pixleap_cuda_target target)
   if(PIXLEAP_CUDA_ENABLED)
     target_sources(${target} PRIVATE ${PIXLEAP_CUDA_SOURCES})
     target_compile_definitions(${target} PUBLIC PIXLEAP_CUDA)
+    if("${PIXLEAP_CUDA_ARCHITECTURES}" MATCHES "90a")
+      target_compile_definitions(${target} PRIVATE PIXLEAP_CUDA_SM90A)
+    endif()
     target_compile_options(
       ${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--extended-lambda -Xcompiler=-Wall
                         -Xcompiler=-fvisibility=hidden --resource-usage>)

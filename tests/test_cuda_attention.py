@@ -25,11 +25,12 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LENGTHS = [1, 3, 16, 17, 70, 150]  # each kernel of few and of many queries
 
 
-@pytest.fixture(autouse=True)
-def emulated() -> Iterator[None]:
-    _native.emulate_cuda("shuffle", 3)
+@pytest.fixture(autouse=True, params=[8, 9])
+def capability(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Of the emulated device: 9 takes warpgroup products where there are more than 64 queries."""
+    _native.emulate_cuda("shuffle", 3, request.param)
     before = _native.emulated_launches()
-    yield
+    yield request.param
     assert _native.emulated_launches() > before
 
 
@@ -86,7 +87,7 @@ def test_a_value_reaches_those_that_see_it(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("length", [5, 40])
+@pytest.mark.parametrize("length", [5, 40, 80])
 def test_rows_that_are_not_aligned(length: int, dtype: torch.dtype) -> None:
     arrays = [normal(dtype, 2, n, 3, 67) for n in (length, 90, 90)]
     q, k, v = (x[..., 1:65].transpose(1, 2) for x in arrays)
@@ -101,7 +102,7 @@ def test_rows_that_are_not_aligned(length: int, dtype: torch.dtype) -> None:
 def test_a_sequence_has_the_bits_that_it_has_alone(dtype: torch.dtype) -> None:
     """More sequences than one launch takes, few and many queries among each other."""
     count = 150
-    queries = [(1, 20, 3, 70, 16, 17)[i % 6] if i < 30 else 1 + i % 2 for i in range(count)]
+    queries = [(1, 20, 3, 70, 16, 17, 64)[i % 7] if i < 30 else 1 + i % 2 for i in range(count)]
     keys = [n + i % 50 for i, n in enumerate(queries)]
     offsets = np.concatenate([[0], np.cumsum(queries)])
     q = normal(dtype, int(offsets[-1]), 2, 24)
@@ -117,3 +118,64 @@ def test_a_sequence_has_the_bits_that_it_has_alone(dtype: torch.dtype) -> None:
             mask=px.masks.causal(),
         )
         assert torch.equal(bits(out[rows]), bits(alone[0].transpose(0, 1))), i
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [40, 64, 72, 96, 128])
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [(64, 64), (65, 63), (127, 65), (128, 128), (129, 129), (193, 400), (66, 1), (70, 0)],
+)
+def test_blocks_and_tiles(
+    queries: int, keys: int, dim: int, dtype: torch.dtype, capability: int
+) -> None:
+    """About the 64 and 128 queries of a block and the 64 and 128 keys of a tile; grouped heads."""
+    q = normal(dtype, 1, 2, queries, dim)
+    k, v = normal(dtype, 1, 1, keys, dim), normal(dtype, 1, 1, keys + 1, dim)[:, :, 1:]
+    outs = []
+    for order in ("forward", "reverse", "shuffle"):
+        _native.emulate_cuda(order, 3, capability)
+        outs.append(px.ops.attention(q, k, v, return_lse=True))
+    want, want_lse = px.reference.attention(
+        *(x.double().numpy() for x in (q, k, v)), return_lse=True
+    )
+    out, lse = outs[0]
+    torch.testing.assert_close(out.double(), torch.from_numpy(want), atol=TOLERANCE[dtype], rtol=0)
+    torch.testing.assert_close(lse.double(), torch.from_numpy(want_lse), atol=2e-3, rtol=0)
+    assert all(
+        torch.equal(bits(a), bits(b)) for o in outs[1:] for a, b in zip(o, outs[0], strict=True)
+    )
+
+
+@pytest.mark.parametrize("dim", [64, 100])
+@pytest.mark.parametrize("mask", ["causal", "lengths", "block_causal", "window", "tensor"])
+def test_masks_of_many_queries(mask: str, dim: int) -> None:
+    """Across several tiles of keys: a prefix before causal queries, scales, rolled windows."""
+    rng = np.random.default_rng(8)
+    queries, keys = {"causal": (150, 290), "block_causal": (141, 141), "window": (288, 288)}.get(
+        mask, (100, 200)
+    )
+    q, k, v = (normal(torch.bfloat16, 2, 2, n, dim) for n in (queries, keys, keys + 1))
+    masks: dict[str, Any] = {
+        "causal": lambda: px.masks.causal(),
+        "lengths": lambda: px.masks.key_lengths(np.array([1, 131])),
+        "block_causal": lambda: px.masks.block_causal([1, 4, 16, 20, 100]),
+        "window": lambda: px.masks.window(24, 12, 12, 3),
+        "tensor": lambda: rng.standard_normal((1, 2, queries, keys)).astype(np.float32),
+    }
+    chosen = masks[mask]()
+    given = torch.from_numpy(chosen) if isinstance(chosen, np.ndarray) else chosen
+    out = px.ops.attention(q, k, v[:, :, :keys], mask=given)
+    want = reference(q, k, v[:, :, :keys], mask=chosen)
+    torch.testing.assert_close(out.double(), want, atol=2e-2, rtol=0)
+
+
+def test_many_queries_have_the_bits_that_they_have_alone(capability: int) -> None:
+    """Of a head, whatever batch and heads stand beside it."""
+    q, k, v = (normal(torch.bfloat16, 3, 4, n, 64) for n in (140, 200, 201))
+    v = v[:, :, :200]
+    out = px.ops.attention(q, k, v)
+    before = _native.emulated_launches()
+    alone = px.ops.attention(q[1:2, 2:3], k[1:2, 2:3], v[1:2, 2:3])
+    assert _native.emulated_launches() == before + 1
+    assert torch.equal(bits(out[1:2, 2:3]), bits(alone))

@@ -98,6 +98,16 @@ def test_instructions_are_looked_for(tool: ModuleType, monkeypatch: pytest.Monke
     [narrow, unknown] = tool.missing_instructions(sass)
     assert "sm_90a" in narrow and "LDG" in narrow
     assert "no kernel matches none" in unknown
+    monkeypatch.setattr(tool, "EXPECTED", [("_Z1kv@sm_80", r"LDG\.E\.128", "why")])
+    assert tool.missing_instructions(sass) == []
+    monkeypatch.setattr(tool, "EXPECTED", [("_Z1kv@sm_70", "X", "why")])
+    assert "no kernel matches" in tool.missing_instructions(sass)[0]
+
+
+def test_some_kernels_must_not_spill(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "NO_STACK", "_Z1[gk]v")
+    [fault] = tool.forbidden_stack(table_of(tool))
+    assert fault == "_Z1gv (sm_80): 48 stack bytes, expected none"
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,9 @@ PYBIND11_MODULE(_native, m) {
 #if defined(PIXLEAP_CUDA_EMULATE)
   m.def(
       "emulate_cuda",
-      [](const std::string& order, uint64_t seed) {
+      [](const std::string& order, uint64_t seed, int capability) {
         using emulate::Order;
+        emulate::set_capability(capability);
         const std::pair<const char*, Order> names[] = {{"off", Order::off},
                                                        {"forward", Order::forward},
                                                        {"reverse", Order::reverse},
@@ -118,8 +119,9 @@ PYBIND11_MODULE(_native, m) {
             "emulate_cuda: argument 'order' expected off, forward, reverse or shuffle, got " +
             order);
       },
-      py::arg("order"), py::arg("seed") = 0,
-      "CPU arrays go to the CUDA kernels, run on the CPU; order: which thread goes on.");
+      py::arg("order"), py::arg("seed") = 0, py::arg("capability") = 9,
+      "CPU arrays go to the CUDA kernels, run on the CPU; order: which thread goes on; capability: "
+      "the device's, major.");
   m.def("emulated_launches", &emulate::launches);
 #endif
 #if defined(PIXLEAP_CUDA)

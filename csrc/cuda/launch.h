@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <string>
 
 #include "core/check.h"
@@ -78,6 +79,28 @@ __device__ inline unsigned char* dynamic_shared() {
 #else
   extern __shared__ uint4 pixleap_dynamic_shared[];
   return reinterpret_cast<unsigned char*>(pixleap_dynamic_shared);
+#endif
+}
+
+// Whether the device takes kernels of sm_90a, and they were compiled.
+inline bool runs_wgmma(const Device& device) {
+#if defined(PIXLEAP_CUDA_EMULATE)
+  static_cast<void>(device);
+  return emulate::capability() == 9;
+#elif defined(PIXLEAP_CUDA_SM90A)
+  static std::atomic<signed char> known[64];  // 0, or the capability's major number
+  const auto ask = [&] {
+    int major = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index);
+    return major;
+  };
+  if (device.index < 0 || device.index >= 64) return ask() == 9;
+  std::atomic<signed char>& major = known[device.index];
+  if (major == 0) major = static_cast<signed char>(ask());
+  return major == 9;
+#else
+  static_cast<void>(device);
+  return false;
 #endif
 }
 

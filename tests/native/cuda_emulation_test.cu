@@ -1,40 +1,18 @@
 // Tests of csrc/cuda/emulate: that it runs sound kernels rightly in any order, and that it shows
 // what is wrong with faulty ones. Run without arguments.
 
-#include <cstdio>
+#include "cuda_test.h"
+
 #include <cstring>
-#include <functional>
-#include <string>
 #include <vector>
 
-#include "cuda/launch.h"
 #include "cuda/mma.h"
 
 namespace {
 
 using namespace pixleap;
+using namespace pixleap_test;
 using emulate::Order;
-
-int failures = 0;
-
-void check(bool good, const char* what) {
-  if (!good) {
-    std::printf("FAILED: %s\n", what);
-    ++failures;
-  }
-}
-
-// The text of the error that a launch ends with; empty if it ends well.
-std::string error_of(const std::function<void()>& run) {
-  try {
-    run();
-  } catch (const std::exception& e) {
-    return e.what();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
 // Calls test(order, seed) for both orders and ten shuffles.
 void in_every_order(const std::function<void(const char*)>& test) {
@@ -47,8 +25,6 @@ void in_every_order(const std::function<void(const char*)>& test) {
     test(("shuffle " + std::to_string(seed)).c_str());
   }
 }
-
-const Device kDevice{};
 
 // ---- Sound kernels ----
 
@@ -375,6 +351,7 @@ int main() {
     check(broadcasts(true), ("two barriers" + in).c_str());
     test_collectives(order);
     test_tensor_cores(order);
+    test_wgmma(order);
     test_faults(order);
   });
   const int barrier = wrong_in([] { return is_reversed(reversed(false)); });

@@ -26,7 +26,8 @@ namespace {
 
 constexpr unsigned kMostThreads = 1024;
 constexpr size_t kMostShared = 227 * 1024;
-constexpr int kPoison = 0xff;  // a NaN of every floating type
+constexpr int kPoison = 0xff;                   // a NaN of every floating type
+constexpr uint32_t kDynamicAt = 1024 + 7 * 16;  // address of dynamic shared memory
 
 struct Copy {
   void* shared;
@@ -56,6 +57,13 @@ struct Worker : Thread {
   Where waits_at;
   std::vector<Copy> copies;
   int64_t commits = 0;
+  bool fenced = false;  // its writes, for asynchronous products
+};
+
+struct Meeting {  // of a warpgroup
+  unsigned arrived = 0;
+  const char* name = nullptr;
+  Where where;
 };
 
 struct Barrier {
@@ -70,6 +78,7 @@ struct Engine {
   std::mutex mutex;
   std::vector<std::unique_ptr<Worker>> workers;
   std::vector<Warp> warps;
+  std::vector<Meeting> meetings;
   std::vector<uint64_t> ready;
   Fiber main;
   unsigned threads = 0, live = 0;
@@ -80,12 +89,14 @@ struct Engine {
   int64_t launches = 0;
   unsigned char* dynamic = nullptr;
   size_t dynamic_bytes = 0;
+  std::vector<unsigned char> view;  // of dynamic shared memory, by asynchronous products
   uint64_t random = 0;
 };
 
 Engine engine;
 Order order = Order::off;
 uint64_t order_seed = 0;
+int capability_major = 9;
 
 Worker& me() { return *static_cast<Worker*>(current); }
 
@@ -97,6 +108,12 @@ __attribute__((no_sanitize("address"), optimize("no-tree-loop-distribute-pattern
   if (reinterpret_cast<uintptr_t>(p) % 8 == 0)
     for (; i + 8 <= size; i += 8) *reinterpret_cast<volatile uint64_t*>(p + i) = ~uint64_t{0};
   for (; i < size; ++i) p[i] = kPoison;
+}
+
+// Zones between variables included, which the sanitizer's memcpy would complain of.
+__attribute__((no_sanitize("address"), optimize("no-tree-loop-distribute-patterns"))) void
+copy_plain(unsigned char* to, const unsigned char* from, size_t size) {
+  for (size_t i = 0; i < size; ++i) to[i] = from[i];
 }
 
 std::string at(const Where& where) {
@@ -204,8 +221,15 @@ void release_barrier() {
   ++b.generation;
   b.arrived = 0;
   b.votes = {};
-  for (unsigned i = 0; i < engine.threads; ++i)
-    if (!engine.workers[i]->done) set_ready(i);
+  bool fenced = true;
+  for (unsigned i = 0; i < engine.threads; ++i) {
+    Worker& worker = *engine.workers[i];
+    if (worker.done) continue;
+    fenced = fenced && worker.fenced;
+    worker.fenced = false;
+    set_ready(i);
+  }
+  if (fenced) copy_plain(engine.view.data(), engine.dynamic, engine.dynamic_bytes);
 }
 
 void complete_if_full(Warp& warp, Gathering& g) {
@@ -243,6 +267,9 @@ void thread_main() {
 void start_block(dim3 block) {
   poison(pixleap_shared_start, static_cast<size_t>(pixleap_shared_stop - pixleap_shared_start));
   poison(engine.dynamic, engine.dynamic_bytes);
+  std::fill(engine.view.begin(), engine.view.end(), static_cast<unsigned char>(kPoison));
+  std::fill(engine.meetings.begin(), engine.meetings.end(), Meeting{});
+  reset_products(engine.threads);
   engine.live = engine.threads;
   engine.barrier = {};
   std::fill(engine.ready.begin(), engine.ready.end(), 0);
@@ -256,6 +283,7 @@ void start_block(dim3 block) {
     worker.done = false;
     worker.copies.clear();
     worker.commits = 0;
+    worker.fenced = false;
     start_fiber(worker.fiber, thread_main, engine.abandoned);
     set_ready(i);
   }
@@ -273,6 +301,9 @@ void set_order(Order o, uint64_t seed) {
 int64_t launches() { return engine.launches; }
 
 bool enabled() { return order != Order::off; }
+
+void set_capability(int major) { capability_major = major; }
+int capability() { return capability_major; }
 
 void fail(const std::string& what, Where where) {
   engine.error = "block " + name_of(block_index) + ", thread " + name_of(current->index) + ": " +
@@ -314,6 +345,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, FunctionRef<void()> bo
     engine.workers.push_back(std::move(worker));
   }
   engine.warps.resize((threads + 31) / 32);
+  engine.meetings.resize(threads / 128);
   engine.ready.assign((threads + 63) / 64, 0);
   // Of its own, of the size asked for: AddressSanitizer sees what lies past it.
   const std::unique_ptr<unsigned char, void (*)(void*)> dynamic(
@@ -321,6 +353,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, FunctionRef<void()> bo
       std::free);
   engine.dynamic = dynamic.get();
   engine.dynamic_bytes = shared_bytes;
+  engine.view.resize(shared_bytes);
   for (unsigned z = 0; z < grid.z && engine.error.empty(); ++z)
     for (unsigned y = 0; y < grid.y && engine.error.empty(); ++y)
       for (unsigned x = 0; x < grid.x && engine.error.empty(); ++x) {
@@ -397,6 +430,9 @@ void copy_async(void* shared, const void* global, bool valid, Where where) {
   Copy copy{shared, {}, me().commits};
   if (valid) std::memcpy(copy.data, global, 16);
   poison(shared, 16);
+  const auto* place = static_cast<const unsigned char*>(shared);
+  if (place >= engine.dynamic && place < engine.dynamic + engine.dynamic_bytes)
+    poison(engine.view.data() + (place - engine.dynamic), 16);
   me().copies.push_back(copy);
 }
 
@@ -407,10 +443,43 @@ void wait_copies(int newest) {
   size_t kept = 0;
   for (const Copy& copy : worker.copies)
     if (copy.group < worker.commits - newest)
-      std::memcpy(copy.shared, copy.data, 16);
+      std::memcpy(copy.shared, copy.data, 16), worker.fenced = false;
     else
       worker.copies[kept++] = copy;
   worker.copies.resize(kept);
 }
+
+void meet_warpgroup(const char* name, Where where) {
+  const unsigned group = me().warp / 4;
+  if (group >= engine.meetings.size())
+    fail(std::string(name) + ": a warpgroup of fewer than 128 threads", where);
+  Meeting& meeting = engine.meetings[group];
+  if (meeting.arrived == 0)
+    meeting.name = name, meeting.where = where;
+  else if (std::strcmp(meeting.name, name) != 0 || meeting.where.line() != where.line())
+    fail(std::string(name) + ", where others of the warpgroup wait in " + meeting.name + " at " +
+             at(meeting.where),
+         where);
+  set_waiting(linear_index(me()));
+  if (++meeting.arrived == 128) {
+    meeting.arrived = 0;
+    for (unsigned i = 0; i < 128; ++i) set_ready(group * 128 + i);
+  }
+  wait(name, where);
+}
+
+uint32_t shared_address(const void* p, Where where) {
+  const auto* q = static_cast<const unsigned char*>(p);
+  if (!engine.dynamic || q < engine.dynamic || q > engine.dynamic + engine.dynamic_bytes)
+    fail("shared_address: not in dynamic shared memory", where);
+  return kDynamicAt + static_cast<uint32_t>(q - engine.dynamic);
+}
+
+const unsigned char* async_view(uint32_t address, size_t size) {
+  if (address < kDynamicAt || address - kDynamicAt + size > engine.dynamic_bytes) return nullptr;
+  return engine.view.data() + (address - kDynamicAt);
+}
+
+void fence_async() { me().fenced = true; }
 
 }  // namespace pixleap::emulate

@@ -36,6 +36,10 @@ enum class Order { off, forward, reverse, shuffle };
 void set_order(Order order, uint64_t seed = 0);  // off: CPU arrays go to CPU kernels
 bool enabled();
 
+// Compute capability, major, of the device that is emulated: kernels are chosen by it.
+void set_capability(int major);
+int capability();
+
 struct Thread {
   uint3 index;
   unsigned lane, warp;
@@ -77,5 +81,19 @@ void commit_copies();
 void wait_copies(int newest);
 
 bool is_shared(const void* p, size_t size);
+
+// ---- What asynchronous products need: see emulate/wgmma.h ----
+
+// Waits until all 128 threads of the warpgroup have come, to the same place.
+void meet_warpgroup(const char* name, Where where);
+
+// Dynamic shared memory by its address in the block's window, which is a multiple of 16 only. What
+// products see of it are the writes whose threads all called fence_async before a barrier; the rest
+// is poison. Null where it ends.
+uint32_t shared_address(const void* p, Where where);
+const unsigned char* async_view(uint32_t address, size_t size);
+void fence_async();
+
+void reset_products(unsigned threads);  // at the start of a block
 
 }  // namespace pixleap::emulate

@@ -87,6 +87,10 @@ inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared_row,
   emulate::load_matrices("ldmatrix_x2_trans", r, shared_row, true, where);
 }
 
+inline uint32_t shared_address(const void* p, emulate::Where where = emulate::Where::current()) {
+  return emulate::shared_address(p, where);
+}
+
 inline void cp_async_16(void* shared, const void* global, bool valid,
                         emulate::Where where = emulate::Where::current()) {
   emulate::copy_async(shared, global, valid, where);

@@ -1,6 +1,7 @@
 #include "ops/attention/cuda_mma.h"
 #include "ops/attention/cuda_simt.h"
 #include "ops/attention/cuda_split.h"
+#include "ops/attention/cuda_wgmma.h"
 
 namespace pixleap {
 namespace {
@@ -10,6 +11,15 @@ __global__ void __launch_bounds__(kAttentionThreads)
     attention_mma(const __grid_constant__ AttentionParams p, const int64_t first) {
   attend_mma<T, D, Split>(
       p, attention_work(p, first + blockIdx.x, MmaAttention<T, D, Split>::kQueries));
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(WgmmaAttention<T, D>::kThreads, WgmmaAttention<T, D>::kBlocks)
+    attention_wgmma(const __grid_constant__ AttentionParams p, const int64_t first) {
+#if defined(PIXLEAP_WGMMA)
+  attend_wgmma<T, D>(
+      p, [&] { return attention_work(p, first + blockIdx.x, WgmmaAttention<T, D>::kQueries); });
+#endif
 }
 
 template <int D>
@@ -43,8 +53,15 @@ void attention_cuda(const AttentionParams& p, const Device& device) {
   if (attention_by_stream(p, queries))
     return with_stream_attention(p, [&]<class KV, int D>() {
       const int64_t chunks = p.split ? attention_chunks(p.keys) : 1;
-      launch_attention(attention_stream<KV, D>, p, 1, 0, device, chunks);
-      if (chunks > 1) launch_attention(attention_merge, p, 1, 0, device, int64_t{1});
+      launch_attention(attention_stream<KV, D>, p, 1, 0, device, kAttentionThreads, chunks);
+      if (chunks > 1)
+        launch_attention(attention_merge, p, 1, 0, device, kAttentionThreads, int64_t{1});
+    });
+  if (attention_by_mma(p) && attention_by_wgmma(p, queries, device))
+    return with_wgmma_attention(p, [&]<class T, int D>() {
+      using Shape = WgmmaAttention<T, D>;
+      launch_attention(attention_wgmma<T, D>, p, Shape::kQueries, Shape::kBytes, device,
+                       Shape::kThreads);
     });
   if (attention_by_mma(p))
     return with_mma_attention(p, queries, [&]<class T, int D, bool Split>() {

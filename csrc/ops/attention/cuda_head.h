@@ -126,7 +126,7 @@ __device__ inline int64_t attention_seen(const AttentionParams& p, const Attenti
 struct SeenKeys {
   int64_t least, most;
 };
-// Of `rows` queries, at most 64; all lanes get it. Without rows the most is 0.
+// Of `rows` queries; all lanes get it. Without rows the most is 0.
 __device__ inline SeenKeys seen_keys(const int64_t* seen, int rows, int lane) {
   SeenKeys s{LLONG_MAX, 0};
   for (int r = lane; r < rows; r += 32) {
@@ -197,13 +197,13 @@ __device__ inline float softmax_shift(float max) { return max == -INFINITY ? 0.f
 // parts) on `parts` blocks for each.
 template <class Kernel, class... Parts>
 void launch_attention(Kernel kernel, const AttentionParams& p, int rows, size_t shared_bytes,
-                      const Device& device, Parts... parts) {
+                      const Device& device, int threads = kAttentionThreads, Parts... parts) {
   constexpr int64_t kMost = 1 << 30;
   const int64_t blocks = (attention_works(p, rows) * ... * parts);
   for (int64_t first = 0; first < blocks; first += kMost) {
     const int64_t left = blocks - first;
     const LaunchShape shape{dim3(static_cast<unsigned>(left < kMost ? left : kMost)),
-                            dim3(kAttentionThreads), shared_bytes};
+                            dim3(static_cast<unsigned>(threads)), shared_bytes};
     launch(kernel, shape, device, p, first, parts...);
   }
 }

@@ -1,8 +1,7 @@
 // A block of queries by tensor cores: bfloat16 or float16 keys, sums and softmax in float32.
 #pragma once
 
-#include "cuda/mma.h"
-#include "ops/attention/cuda_head.h"
+#include "ops/attention/cuda_tile.h"
 
 namespace pixleap {
 
@@ -22,96 +21,11 @@ struct MmaAttention {
   static constexpr bool kHoldQueries = D <= 128;  // in registers
 };
 
-// 2^x to 2^-22, without the steps that exp2f takes for subnormal results.
-__device__ inline float exp2_fast(float x) {
-#if defined(PIXLEAP_CUDA_EMULATE)
-  return exp2f(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
-
-// Element of a tile at which a row's chunk of 8 lies: rows of ldmatrix fall into different banks.
-template <int D>
-__device__ inline int chunk_at(int row, int chunk) {
-  return row * D + (chunk ^ (row & 7)) * 8;
-}
-
-// Rows of a head in global memory.
-template <class T>
-struct HeadRows {
-  T* data;
-  int64_t stride;
-  bool vectors;  // whole chunks, aligned to 16 bytes
-
-  __device__ HeadRows(T* data, const int64_t (&strides)[3], int64_t dim)
-      : data(data), stride(strides[2]) {
-    vectors = reinterpret_cast<uintptr_t>(data) % 16 == 0 && ((strides[2] | dim) & 7) == 0;
-  }
-};
-
-// Rows `first` on into a tile; zeros from row `limit` and from p.dim on, and nothing is read there.
-template <int Rows, int D, class T>
-__device__ inline void load_rows(const AttentionParams& p, const AttentionHead& h,
-                                 const HeadRows<const T>& rows, int64_t first, int64_t limit,
-                                 T* tile) {
-  for (int i = static_cast<int>(threadIdx.x); i < Rows * D / 8; i += kAttentionThreads) {
-    const int row = i / (D / 8), chunk = i % (D / 8);
-    T* to = tile + chunk_at<D>(row, chunk);
-    const bool inside = first + row < limit && chunk * 8 < p.dim;
-    const T* from = rows.data;
-    if (inside) from += attention_row(p, h, first + row) * rows.stride + chunk * 8;
-    if (rows.vectors) {
-      cp_async_16(to, from, inside);
-    } else {
-      for (int d = 0; d < 8; ++d) {
-        T x;
-        from_accumulate(0.f, x);
-        if (inside && chunk * 8 + d < p.dim) x = from[d];
-        to[d] = x;
-      }
-    }
-  }
-}
-
-// Whether the rows of this thread's chunks, from `begin` on, hold NaN or infinity.
-template <int Rows, int D, class T>
-__device__ inline bool any_not_finite(const T* tile, int64_t begin) {
-  constexpr uint32_t kExponent = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
-  bool found = false;
-  for (int i = static_cast<int>(threadIdx.x); i < Rows * D / 8; i += kAttentionThreads) {
-    const int row = i / (D / 8);
-    if (row < begin) continue;
-    const uint4 c = *reinterpret_cast<const uint4*>(tile + chunk_at<D>(row, i % (D / 8)));
-    for (const uint32_t word : {c.x, c.y, c.z, c.w})
-      found = found || (word & kExponent) == kExponent || (word >> 16 & kExponent) == kExponent;
-  }
-  return found;
-}
-
-// 8 values of a query's output.
-template <class T>
-__device__ inline void store_chunk(const AttentionParams& p, const AttentionHead& h,
-                                   const HeadRows<T>& out, int64_t query, int chunk,
-                                   const uint4& values) {
-  T* to = out.data + attention_row(p, h, query) * out.stride + chunk * 8;
-  if (out.vectors) {
-    *reinterpret_cast<uint4*>(to) = values;
-  } else {
-    T from[8];
-    memcpy(from, &values, sizeof from);
-#pragma unroll
-    for (int d = 0; d < 8; ++d)
-      if (chunk * 8 + d < p.dim) to[d] = from[d];
-  }
-}
-
 template <class T, int D, bool Split>
 __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
   using Shape = MmaAttention<T, D, Split>;
   constexpr int kTile = Shape::kTile, kKeys = Shape::kKeys, kQueries = Shape::kQueries;
+  using KeyTile = RowTile<kTile, D>;
   T* const q_tile = reinterpret_cast<T*>(dynamic_shared());
   T* const k_tile = q_tile + kQueries * D;
   T* const v_tile = k_tile + kTile * D;
@@ -122,9 +36,9 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
   const HeadRows<const T> k{static_cast<const T*>(p.k) + h.k, p.k_strides, p.dim};
   const HeadRows<const T> v{static_cast<const T*>(p.v) + h.v, p.v_strides, p.dim};
 
-  load_rows<kQueries, D>(p, h,
-                         HeadRows<const T>{static_cast<const T*>(p.q) + h.q, p.q_strides, p.dim},
-                         h.first_query, h.queries, q_tile);
+  load_rows<RowTile<kQueries, D>, kAttentionThreads>(
+      p, h, HeadRows<const T>{static_cast<const T*>(p.q) + h.q, p.q_strides, p.dim}, h.first_query,
+      h.queries, q_tile);
   cp_async_commit();
   for (int r = static_cast<int>(threadIdx.x); r < kQueries; r += kAttentionThreads)
     seen[r] = attention_seen(p, h, h.first_query + r);
@@ -135,7 +49,7 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
   const SeenKeys mine =
       Split ? block : seen_keys(seen + first_row, min(rows - first_row, 16), lane);
   const int64_t row_seen[2] = {seen[first_row + g], seen[first_row + g + 8]};
-  if (block.most > 0) load_rows<kTile, D>(p, h, k, 0, block.most, k_tile);
+  if (block.most > 0) load_rows<KeyTile, kAttentionThreads>(p, h, k, 0, block.most, k_tile);
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
@@ -147,12 +61,13 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
   if constexpr (Shape::kHoldQueries)
     for (int i = 0; i < D / 16; ++i) load_queries(i, held[i]);
   const float factor = p.scale * kLog2OfE;
-  float o[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};  // sum: of this lane
+  float o[D / 8][4] = {};
+  SoftmaxRows softmax;
 
   for (int64_t j = 0; j < block.most; j += kTile) {
     cp_async_wait<0>();
     __syncthreads();  // the keys are there, the last values are used
-    load_rows<kTile, D>(p, h, v, j, block.most, v_tile);
+    load_rows<KeyTile, kAttentionThreads>(p, h, v, j, block.most, v_tile);
     cp_async_commit();
 
     const int64_t first = j + first_key;
@@ -179,48 +94,13 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
           }
         }
       }
-      const bool partial = first + kKeys > mine.least, masked = attention_masked(p);
-      float top[2] = {max[0], max[1]};
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int r = i / 2;
-          float x = s[n][i] * factor;
-          if (partial || masked) {
-            const int64_t key = first + n * 8 + 2 * t + i % 2;
-            if (key >= row_seen[r])
-              x = -INFINITY;
-            else if (masked)
-              x = masked_score(p, h, h.first_query + first_row + g + 8 * r, key, x);
-          }
-          s[n][i] = x;
-          top[r] = fmaxf(top[r], x);  // a NaN never becomes the maximum, but stays a NaN weight
-        }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        top[r] = fmaxf(top[r], __shfl_xor_sync(kAllLanes, top[r], 1));
-        top[r] = fmaxf(top[r], __shfl_xor_sync(kAllLanes, top[r], 2));
-        const float shift = softmax_shift(top[r]), decay = exp2_fast(max[r] - shift);
-        max[r] = top[r];
-        sum[r] *= decay;
-#pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-          for (int i = 2 * r; i < 2 * r + 2; ++i) {
-            s[n][i] = exp2_fast(s[n][i] - shift);
-            sum[r] += s[n][i];
-          }
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) o[n][2 * r] *= decay, o[n][2 * r + 1] *= decay;
-      }
-#pragma unroll
-      for (int n = 0; n < kKeys / 16; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = &s[2 * n + i / 2][i % 2 * 2];
-          weights[n][i] = pack_pair<T>(pair[0], pair[1]);
-        }
+      float decay[2];
+      const int limit[2] = {keys_left(row_seen[0], first, kKeys),
+                            keys_left(row_seen[1], first, kKeys)};
+      softmax_tile<true>(p, h, s, factor, first + kKeys > mine.least, limit,
+                         h.first_query + first_row + g, first, softmax, decay);
+      scale_rows(o, decay);
+      pack_weights<T>(s, weights);
     }
 
     // Values that some of the block's queries see and others do not take no part in the products of
@@ -229,11 +109,13 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
     cp_async_wait<0>();
     bool by_rows = false;
     if (block.least < block.most && j + kTile > block.least)
-      by_rows = __syncthreads_or(any_not_finite<kTile, D>(v_tile, block.least - j));
+      by_rows =
+          __syncthreads_or(any_not_finite<KeyTile, kAttentionThreads>(v_tile, block.least - j));
     else
       __syncthreads();
     const auto next_keys = [&] {
-      if (j + kTile < block.most) load_rows<kTile, D>(p, h, k, j + kTile, block.most, k_tile);
+      if (j + kTile < block.most)
+        load_rows<KeyTile, kAttentionThreads>(p, h, k, j + kTile, block.most, k_tile);
       cp_async_commit();
     };
     if (!by_rows) {
@@ -279,33 +161,12 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
     next_keys();
   }
 
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
-    sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 2);
-  }
+  softmax.add_lanes();
+  const float(&max)[2] = softmax.max, (&sum)[2] = softmax.sum;
   const HeadRows<T> out{static_cast<T*>(p.out) + h.out, p.out_strides, p.dim};
   if constexpr (!Split) {
     __syncwarp();  // the warp's queries are used: their rows take its output
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float inverse = 1.f / sum[r];
-      const bool none = sum[r] == 0.f;
-#pragma unroll
-      for (int n = 0; n < D / 8; ++n)
-        *reinterpret_cast<uint32_t*>(q_tile + chunk_at<D>(first_row + g + 8 * r, n) + 2 * t) =
-            pack_pair<T>(none ? 0.f : o[n][2 * r] * inverse,
-                         none ? 0.f : o[n][2 * r + 1] * inverse);
-      if (t == 0 && first_row + g + 8 * r < rows)
-        store_lse(p, h, h.first_query + first_row + g + 8 * r, max[r], sum[r]);
-    }
-    __syncwarp();
-    for (int i = lane; i < 16 * D / 8; i += 32) {
-      const int row = first_row + i / (D / 8), chunk = i % (D / 8);
-      if (row < rows && chunk * 8 < p.dim)
-        store_chunk(p, h, out, h.first_query + row, chunk,
-                    *reinterpret_cast<const uint4*>(q_tile + chunk_at<D>(row, chunk)));
-    }
+    store_rows<RowTile<kQueries, D>>(p, h, softmax, o, first_row, rows, out, q_tile);
   } else {
     __shared__ float maxima[kAttentionWarps][16], sums[kAttentionWarps][16];
     float* const parts = reinterpret_cast<float*>(k_tile);  // (warps, 16, D), in place of k and v

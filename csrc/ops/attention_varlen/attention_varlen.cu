@@ -3,6 +3,7 @@
 #include "ops/attention/cuda_mma.h"
 #include "ops/attention/cuda_simt.h"
 #include "ops/attention/cuda_split.h"
+#include "ops/attention/cuda_wgmma.h"
 #include "ops/attention_varlen/attention_varlen.h"
 
 namespace pixleap {
@@ -40,6 +41,15 @@ __global__ void __launch_bounds__(kAttentionThreads)
                           varlen_work(g, blockIdx.x, MmaAttention<T, D, Split>::kQueries));
 }
 
+template <class T, int D>
+__global__ void __launch_bounds__(WgmmaAttention<T, D>::kThreads, WgmmaAttention<T, D>::kBlocks)
+    attention_varlen_wgmma(const __grid_constant__ Group g) {
+#if defined(PIXLEAP_WGMMA)
+  attend_wgmma<T, D>(g.shared,
+                     [&] { return varlen_work(g, blockIdx.x, WgmmaAttention<T, D>::kQueries); });
+#endif
+}
+
 template <int D>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_varlen_simt(const __grid_constant__ Group g) {
@@ -55,13 +65,14 @@ __global__ void __launch_bounds__(kAttentionThreads)
 // The sequences of `least` to `most` queries, in as many launches as their descriptions take.
 template <class Kernel>
 void launch_sequences(Kernel kernel, const AttentionVarlenParams& p, int64_t least, int64_t most,
-                      int rows, size_t shared_bytes, const Device& device) {
+                      int rows, size_t shared_bytes, const Device& device,
+                      int threads = kAttentionThreads) {
   Group g{};
   g.shared = p.shared;
   const auto run = [&] {
     if (!g.count) return;
-    const LaunchShape shape{dim3(static_cast<unsigned>(g.works[g.count])), dim3(kAttentionThreads),
-                            shared_bytes};
+    const LaunchShape shape{dim3(static_cast<unsigned>(g.works[g.count])),
+                            dim3(static_cast<unsigned>(threads)), shared_bytes};
     launch(kernel, shape, device, g);
     g.count = 0;
   };
@@ -79,27 +90,35 @@ void launch_sequences(Kernel kernel, const AttentionVarlenParams& p, int64_t lea
 
 }  // namespace
 
-// Sequences of few queries and of many take the kernels that attention of them alone takes.
+// Sequences take the kernels that attention of them alone takes, by their numbers of queries.
 void attention_varlen_cuda(const AttentionVarlenParams& p, const Device& device) {
   const bool mma = attention_by_mma(p.shared);
-  // Up to which numbers of queries: streams, shared by warps (tensor cores only), tiles.
-  const int64_t bounds[] = {mma ? kAttentionStreamHalfUpTo : kAttentionStreamUpTo,
-                            mma ? kAttentionSplitUpTo : kAttentionStreamUpTo, INT64_MAX};
+  const int64_t streamed = mma ? kAttentionStreamHalfUpTo : kAttentionStreamUpTo;
   with_stream_attention(p.shared, [&]<class KV, int D>() {
-    launch_sequences(attention_varlen_stream<KV, D>, p, 0, bounds[0], 1, 0, device);
+    launch_sequences(attention_varlen_stream<KV, D>, p, 0, streamed, 1, 0, device);
   });
   if (!mma)
     return with_padded_dim(p.shared.dim, [&]<int D>() {
       using Shape = SimtAttention<D>;
-      launch_sequences(attention_varlen_simt<D>, p, bounds[1] + 1, bounds[2], Shape::kQueries,
+      launch_sequences(attention_varlen_simt<D>, p, streamed + 1, INT64_MAX, Shape::kQueries,
                        Shape::kBytes, device);
     });
-  for (int i = 1; i < 3; ++i)
-    with_mma_attention(p.shared, bounds[i], [&]<class T, int D, bool Split>() {
+  const auto by_mma = [&](int64_t least, int64_t most) {
+    with_mma_attention(p.shared, most, [&]<class T, int D, bool Split>() {
       using Shape = MmaAttention<T, D, Split>;
-      launch_sequences(attention_varlen_mma<T, D, Split>, p, bounds[i - 1] + 1, bounds[i],
-                       Shape::kQueries, Shape::kBytes, device);
+      launch_sequences(attention_varlen_mma<T, D, Split>, p, least, most, Shape::kQueries,
+                       Shape::kBytes, device);
     });
+  };
+  by_mma(streamed + 1, kAttentionSplitUpTo);
+  if (!attention_by_wgmma(p.shared, kAttentionWgmmaFrom, device))
+    return by_mma(kAttentionSplitUpTo + 1, INT64_MAX);
+  by_mma(kAttentionSplitUpTo + 1, kAttentionWgmmaFrom - 1);
+  with_wgmma_attention(p.shared, [&]<class T, int D>() {
+    using Shape = WgmmaAttention<T, D>;
+    launch_sequences(attention_varlen_wgmma<T, D>, p, kAttentionWgmmaFrom, INT64_MAX,
+                     Shape::kQueries, Shape::kBytes, device, Shape::kThreads);
+  });
 }
 
 }  // namespace pixleap
