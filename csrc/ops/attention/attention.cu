@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 }
 
 template <int D, bool Near>
-__global__ void __launch_bounds__(kAttentionThreads, kSimtBlocks<D, Near>)
+__global__ void __launch_bounds__(kAttentionThreads, kSimtBlocks)
     attention_simt(const __grid_constant__ AttentionParams p, const int64_t first) {
   attend_simt<D, Near>(p, attention_work(p, first + blockIdx.x, SimtAttention<D>::kQueries));
 }

@@ -33,8 +33,7 @@ __device__ inline void load_floats(const AttentionParams& p, const AttentionHead
 }
 
 // Blocks that an SM has at least: for more, the compiler would spill registers.
-template <int D, bool Near>
-constexpr int kSimtBlocks = D == 256 || Near ? 3 : 4;
+constexpr int kSimtBlocks = 3;
 
 // Near: a neighbourhood, whose places would cost all others registers.
 template <int D, bool Near = false>

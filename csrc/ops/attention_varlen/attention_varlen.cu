@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 }
 
 template <int D>
-__global__ void __launch_bounds__(kAttentionThreads, kSimtBlocks<D, false>)
+__global__ void __launch_bounds__(kAttentionThreads, kSimtBlocks)
     attention_varlen_simt(const __grid_constant__ Group g) {
   attend_simt<D>(g.shared, varlen_work(g, blockIdx.x, SimtAttention<D>::kQueries));
 }
