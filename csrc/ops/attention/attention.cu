@@ -22,15 +22,15 @@ __global__ void __launch_bounds__(WgmmaAttention<T, D>::kThreads, WgmmaAttention
 #endif
 }
 
-template <int D>
-__global__ void __launch_bounds__(kAttentionThreads)
+template <int D, bool Near>
+__global__ void __launch_bounds__(kAttentionThreads, kSimtBlocks)
     attention_simt(const __grid_constant__ AttentionParams p, const int64_t first) {
-  attend_simt<D>(p, attention_work(p, first + blockIdx.x, SimtAttention<D>::kQueries));
+  attend_simt<D, Near>(p, attention_work(p, first + blockIdx.x, SimtAttention<D>::kQueries));
 }
 
 // chunks: of a query, by a block each, which attention_merge follows; 1: one block has them all.
 template <class KV, int D>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kStreamBlocks)
     attention_stream(const __grid_constant__ AttentionParams p, const int64_t first,
                      const int64_t chunks) {
   const int64_t index = first + blockIdx.x, work = index / chunks, chunk = index % chunks;
@@ -70,7 +70,8 @@ void attention_cuda(const AttentionParams& p, const Device& device) {
     });
   with_padded_dim(p.dim, [&]<int D>() {
     using Shape = SimtAttention<D>;
-    launch_attention(attention_simt<D>, p, Shape::kQueries, Shape::kBytes, device);
+    const auto kernel = p.window.near_rows ? attention_simt<D, true> : attention_simt<D, false>;
+    launch_attention(kernel, p, Shape::kQueries, Shape::kBytes, device);
   });
 }
 

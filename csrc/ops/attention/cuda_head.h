@@ -157,14 +157,20 @@ __device__ inline void attention_store(void* data, DType dtype, int64_t i, float
 __device__ inline bool attention_far(const AttentionParams& p, const AttentionHead& h,
                                      int64_t query, int64_t key) {
   const AttentionWindow& w = p.window;
-  const int64_t token = attention_row(p, h, query);  // does not change in a loop over keys
-  const auto token_y = static_cast<uint32_t>(token) / static_cast<uint32_t>(w.width);
-  const int64_t token_x = token - token_y * w.width;
-  const int64_t y = w.first_near(token_y, w.near_rows, w.height) - h.cells.y;
-  const int64_t x = w.first_near(token_x, w.near_columns, w.width) - h.cells.x;
+  const AttentionPlace from = attention_place(h.near_queries, query - kNearQueries);
+  // The first line and column that it sees; they do not change in a loop over keys. In 32 bits: all
+  // are below 2^31, and registers are few.
+  const auto first = [](int64_t start, uint32_t step, int64_t near, int64_t extent,
+                        int64_t corner) {
+    int64_t place = start + step;
+    if (place >= extent) place -= extent;
+    return static_cast<uint32_t>(AttentionWindow::first_near(place, near, extent) - corner);
+  };
+  const uint32_t y = first(h.near_queries.y, from.line, w.near_rows, w.height, h.cells.y);
+  const uint32_t x = first(h.near_queries.x, from.column, w.near_columns, w.width, h.cells.x);
   const AttentionPlace at = attention_place(h.cells, key);
-  return at.line - static_cast<uint32_t>(y) >= static_cast<uint32_t>(w.near_rows) ||
-         at.column - static_cast<uint32_t>(x) >= static_cast<uint32_t>(w.near_columns);
+  return at.line - y >= static_cast<uint32_t>(w.near_rows) ||
+         at.column - x >= static_cast<uint32_t>(w.near_columns);
 }
 
 // Whether masked_score has to be asked for.
@@ -172,13 +178,19 @@ __device__ inline bool attention_masked(const AttentionParams& p) {
   return p.mask || p.window.near_rows;
 }
 
-// A score with the mask array's addend, in units of ln 2, or as a neighbourhood hides it.
-__device__ inline float masked_score(const AttentionParams& p, const AttentionHead& h,
-                                     int64_t query, int64_t key, float score) {
-  if (p.window.near_rows) return attention_far(p, h, query, key) ? -INFINITY : score;
+// A score with the mask array's addend, in units of ln 2.
+__device__ inline float added_score(const AttentionParams& p, const AttentionHead& h, int64_t query,
+                                    int64_t key, float score) {
   const int64_t i = h.batch * p.mask_strides[0] + h.head * p.mask_strides[1] +
                     query * p.mask_strides[2] + key * p.mask_strides[3];
   return fmaf(element_at(p.mask, p.mask_dtype, i), kLog2OfE, score);
+}
+
+// That, or a score as a neighbourhood hides it.
+__device__ inline float masked_score(const AttentionParams& p, const AttentionHead& h,
+                                     int64_t query, int64_t key, float score) {
+  if (p.window.near_rows) return attention_far(p, h, query, key) ? -INFINITY : score;
+  return added_score(p, h, query, key, score);
 }
 
 // max and sum of a query's scores in units of ln 2.

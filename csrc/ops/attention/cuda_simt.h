@@ -32,7 +32,11 @@ __device__ inline void load_floats(const AttentionParams& p, const AttentionHead
   }
 }
 
-template <int D>
+// Blocks that an SM has at least: for more, the compiler would spill registers.
+constexpr int kSimtBlocks = 3;
+
+// Near: a neighbourhood, whose places would cost all others registers.
+template <int D, bool Near = false>
 __device__ void attend_simt(const AttentionParams& p, const AttentionHead& h) {
   using Shape = SimtAttention<D>;
   constexpr int kRows = Shape::kRows, kQueries = Shape::kQueries, kTile = Shape::kTile;
@@ -77,10 +81,11 @@ __device__ void attend_simt(const AttentionParams& p, const AttentionHead& h) {
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (j + lane >= seen[own + r])
+        if (j + lane >= seen[own + r] ||
+            (Near && attention_far(p, h, h.first_query + own + r, j + lane)))
           s[r] = -INFINITY;
-        else if (attention_masked(p))
-          s[r] = masked_score(p, h, h.first_query + own + r, j + lane, s[r]);
+        else if (!Near && p.mask)
+          s[r] = added_score(p, h, h.first_query + own + r, j + lane, s[r]);
         float top = fmaxf(max[r], s[r]);  // a NaN never becomes it, but stays a NaN weight
         for (int step = 16; step; step /= 2)
           top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, step));

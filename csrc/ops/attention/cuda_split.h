@@ -15,6 +15,8 @@ inline bool attention_by_stream(const AttentionParams& p, int64_t queries) {
          !p.window.near_rows;
 }
 
+constexpr int kStreamBlocks = 2;  // that an SM has at least: for more, registers would be spilled
+
 __device__ inline float to_accumulate(int8_t x) { return static_cast<float>(x); }
 
 template <class KV, int D>
@@ -167,7 +169,7 @@ __device__ void attend_stream(const AttentionParams& p, const AttentionHead& h, 
           s[n] = -INFINITY;
         else
           s[n] *= k.factor(row[n]);
-        if (at < seen && p.mask) s[n] = masked_score(p, h, h.first_query, at, s[n]);
+        if (at < seen && p.mask) s[n] = added_score(p, h, h.first_query, at, s[n]);
         top = fmaxf(top, s[n]);
       }
       const float shift = softmax_shift(top), decay = exp2f(max - shift);

@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(WgmmaAttention<T, D>::kThreads, WgmmaAttention
 }
 
 template <int D>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kSimtBlocks)
     attention_varlen_simt(const __grid_constant__ Group g) {
   attend_simt<D>(g.shared, varlen_work(g, blockIdx.x, SimtAttention<D>::kQueries));
 }
 
 template <class KV, int D>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kStreamBlocks)
     attention_varlen_stream(const __grid_constant__ Group g) {
   attend_stream<KV, D>(g.shared, varlen_work(g, blockIdx.x, 1), 0, nullptr);
 }
