@@ -28,10 +28,9 @@ PIXLEAP_INLINE void tile_configure() {
   const TileConfig config;
   __asm__ volatile("ldtilecfg\t%0" ::"m"(config));
 }
-#define tile_load(t, pointer, stride)                        \
-  __asm__ volatile("tileloadd\t(%0,%1,1), %%tmm" #t ::"r"(   \
-                       static_cast<const void*>(pointer)),   \
-                   "r"(static_cast<int64_t>(stride))         \
+#define tile_load(t, pointer, stride)                                                         \
+  __asm__ volatile("tileloadd\t(%0,%1,1), %%tmm" #t ::"r"(static_cast<const void*>(pointer)), \
+                   "r"(static_cast<int64_t>(stride))                                          \
                    : "memory")
 #define tile_release() _tile_release()
 #define tile_zero(t) _tile_zero(t)

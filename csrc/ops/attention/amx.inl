@@ -3,8 +3,8 @@
 // Work comes in items: a block of keys for 32 queries. While the weights of one item are made by
 // vector instructions, the tiles make the scores of the next and the outputs of the one before, in
 // units small enough for both to run side by side. K and V are packed once for all queries of a
-// task. No query's bits depend on those beside it: they are lanes of their own, blocks of keys start
-// at key 0 and have a size by the dimension, and a weight of 0 for a hidden key adds nothing.
+// task. No query's bits depend on those beside it: they are lanes of their own, blocks of keys
+// start at key 0 and have a size by the dimension, and a weight of 0 for a hidden key adds nothing.
 #include "ops/attention/amx_softmax.inl"
 
 namespace pixleap {
@@ -13,11 +13,11 @@ namespace {
 constexpr int64_t kTiledFrom = 5;  // queries; fewer stream K and V
 
 struct Item {
-  int64_t chunk = -1, first, count;    // block of keys
-  int64_t tile, tiles = 0;             // of queries: 1 or 2
-  int64_t groups;                      // of 32 keys, up to the last that a query sees
-  float* scores;                       // 16 keys by tiles, after each other
-  bf16_t* weights;                     // 32 keys by tiles
+  int64_t chunk = -1, first, count;  // block of keys
+  int64_t tile, tiles = 0;           // of queries: 1 or 2
+  int64_t groups;                    // of 32 keys, up to the last that a query sees
+  float* scores;                     // 16 keys by tiles, after each other
+  bf16_t* weights;                   // 32 keys by tiles
   vf decay[2];
   bool decays[2];
 };
@@ -30,10 +30,10 @@ struct LeftOut {
 };
 
 struct TiledScratch {
-  alignas(64) bf16_t q[kQueryFloats];        // tiles of 16 queries: 32 dimensions each
-  alignas(64) float out[kQueryFloats];       // tiles of 16 queries: (dimensions, 16)
-  alignas(64) bf16_t k[kKeyElements];        // of one block, where the cache cannot be read
-  alignas(64) bf16_t v[2][kKeyElements];     // of two blocks
+  alignas(64) bf16_t q[kQueryFloats];     // tiles of 16 queries: 32 dimensions each
+  alignas(64) float out[kQueryFloats];    // tiles of 16 queries: (dimensions, 16)
+  alignas(64) bf16_t k[kKeyElements];     // of one block, where the cache cannot be read
+  alignas(64) bf16_t v[2][kKeyElements];  // of two blocks
   alignas(64) float s[2][2 * kTiledKeys * kTile];
   alignas(64) bf16_t p[2][2 * kTiledKeys * kTile];
   alignas(64) bf16_t rows[kDepth * kAttentionMaxDim];
@@ -93,10 +93,10 @@ struct TiledBlock {
         if (!p.window.near_rows) continue;
         const AttentionWindow& w = p.window;
         const int64_t token = s.query_tokens[r];
-        state.near_y[i] = static_cast<int32_t>(
-            w.first_near(token / w.width, w.near_rows, w.height) - patch.y);
-        state.near_x[i] = static_cast<int32_t>(
-            w.first_near(token % w.width, w.near_columns, w.width) - patch.x);
+        state.near_y[i] =
+            static_cast<int32_t>(w.first_near(token / w.width, w.near_rows, w.height) - patch.y);
+        state.near_x[i] =
+            static_cast<int32_t>(w.first_near(token % w.width, w.near_columns, w.width) - patch.x);
       }
       keys = std::max(keys, state.most);
     }
@@ -182,14 +182,20 @@ struct TiledBlock {
     for (int64_t t = 0; t < item.tiles; ++t) {
       TileState& state = s.state[item.tile + t];
       const int64_t query = (item.tile + t) * kTile;
-      const Adjustment a{p, block.batch, block.head, block.first_query + query,
-                         std::min(block.queries - query, kTile), to_log2, p.window.near_rows > 0,
+      const Adjustment a{p,
+                         block.batch,
+                         block.head,
+                         block.first_query + query,
+                         std::min(block.queries - query, kTile),
+                         to_log2,
+                         p.window.near_rows > 0,
                          patch};
       vf largest = splat(-kInfinity);
       for (int64_t j = 0; j < item.groups * kDepth; j += kTile) {
         float* scores = item.scores + (j * item.tiles + t * kTile) * kTile;
         if (kInt8 || p.mask || a.near || state.least < item.first + j + kTile)
-          adjust(a, state, item.first + j, kInt8 ? s.k_factor[item.chunk % 2] + j : nullptr, scores);
+          adjust(a, state, item.first + j, kInt8 ? s.k_factor[item.chunk % 2] + j : nullptr,
+                 scores);
         largest = larger_of_rows(largest, scores);
       }
       item.decays[t] = raise_top(state, largest, unit, item.decay[t]) && item.chunk > 0;
@@ -238,10 +244,10 @@ struct TiledBlock {
       for (int64_t t = 0; t < item.tiles; ++t) {
         const TileState& state = s.state[item.tile + t];
         vu pairs;
-        std::memcpy(&pairs,
-                    item.weights + (j / kDepth * item.tiles + t) * kTileSize +
-                        j % kDepth / 2 * kDepth,
-                    sizeof pairs);
+        std::memcpy(
+            &pairs,
+            item.weights + (j / kDepth * item.tiles + t) * kTileSize + j % kDepth / 2 * kDepth,
+            sizeof pairs);
         const vf weights = bit_cast_to<vf>(j % 2 ? pairs & 0xffff0000u : pairs << 16);
         vi shown;
         for (int l = 0; l < VW; ++l) shown[l] = state.seen[l] > item.first + j ? -1 : 0;
@@ -265,8 +271,8 @@ struct TiledBlock {
       const TileState& state = s.state[t];
       const vi empty = state.sum == vf{};
       const vf factor = splat(1.f) / state.sum;
-      const vf lse = select(empty, splat(-kInfinity),
-                            state.top * splat(unit * kLn2) + vlog(state.sum));
+      const vf lse =
+          select(empty, splat(-kInfinity), state.top * splat(unit * kLn2) + vlog(state.sum));
       const int64_t left = std::min(block.queries - t * kTile, kTile);
       for (int64_t d = 0; d < p.dim; d += kTile) {
         vf rows[kTile];

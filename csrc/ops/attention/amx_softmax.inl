@@ -33,17 +33,17 @@ template <int T, bool Factor>
   for (int t = 0; t < T; ++t) {
     const float* from = s + t * kSumSize;
     bf16_t* to = p + t * kTileSize;
+    const vf shift = top[t];
     vf total = sum[t];
 #pragma GCC unroll 4
     for (int64_t j = 0; j < kTile; j += 2) {
-      const vf even = weight_of((load(from + j * VW) - top[t]) * scale);
-      const vf odd = weight_of((load(from + (j + 1) * VW) - top[t]) * scale);
-      const auto pair = [](vf low, vf high) {
-        return bit_cast_to<vu>(low) >> 16 | (bit_cast_to<vu>(high) & 0xffff0000u);
-      };
-      vu both = pair(even, odd);
+      const vf even = weight_of((load(from + j * VW) - shift) * scale);
+      const vf odd = weight_of((load(from + (j + 1) * VW) - shift) * scale);
+      vu both = upper_halves(bit_cast_to<vu>(even), bit_cast_to<vu>(odd));
       total = add_pairs(total, both);
-      if constexpr (Factor) both = pair(even * splat(factor[j]), odd * splat(factor[j + 1]));
+      if constexpr (Factor)
+        both = upper_halves(bit_cast_to<vu>(even * splat(factor[j])),
+                            bit_cast_to<vu>(odd * splat(factor[j + 1])));
       std::memcpy(to + j * VW, &both, sizeof both);
     }
     sum[t] = total;
@@ -53,7 +53,7 @@ template <int T, bool Factor>
 // What the scores of 16 keys with 16 queries may need before their maximum is taken.
 struct Adjustment {
   const AttentionParams& p;
-  int64_t b, h, query, queries;      // the first, and how many
+  int64_t b, h, query, queries;  // the first, and how many
   float to_log2;
   bool near;
   AttentionPatch patch;
@@ -91,7 +91,8 @@ void add_mask(const Adjustment& a, int64_t key, float* s) {
     for (int32_t r = 0; r < VW; ++r) {
       const auto y = static_cast<int32_t>((key + r) / a.patch.columns);
       const auto x = static_cast<int32_t>((key + r) % a.patch.columns);
-      const vu rows = bit_cast_to<vu>(y - state.near_y), columns = bit_cast_to<vu>(x - state.near_x);
+      const vu rows = bit_cast_to<vu>(y - state.near_y),
+               columns = bit_cast_to<vu>(x - state.near_x);
       const vi shown = (rows < static_cast<uint32_t>(a.p.window.near_rows)) &
                        (columns < static_cast<uint32_t>(a.p.window.near_columns));
       store(s + r * VW, select(shown, load(s + r * VW), splat(-kInfinity)));

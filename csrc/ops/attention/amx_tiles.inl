@@ -1,9 +1,10 @@
 // Tile operands of attention, and the products of them that one unit of work makes.
 //
 // Scores are S^T = K Q^T and outputs O^T = V^T W^T: lanes are queries. Rows of K are tiles as they
-// lie in the cache; two rows of weights make a row of a tile by a shift and a merge; maxima and sums
-// need no reduction over lanes. Q is transposed once per task, V once per task and block of keys.
-// The other way round (S = Q K^T, O = W V) K is transposed, V interleaved, and maxima go over lanes.
+// lie in the cache; two rows of weights make a row of a tile by a shift and a merge; maxima and
+// sums need no reduction over lanes. Q is transposed once per task, V once per task and block of
+// keys. The other way round (S = Q K^T, O = W V) K is transposed, V interleaved, and maxima go over
+// lanes.
 #include "ops/attention/block.inl"
 #include "simd/amx_shim.h"
 #include "simd/amx_vector.h"
@@ -11,13 +12,13 @@
 namespace pixleap {
 namespace {
 
-constexpr int64_t kTile = 16;           // queries, keys or dimensions of a tile
-constexpr int64_t kDepth = 32;          // products per tile, of dimensions or keys
-constexpr int64_t kTileSize = 512;      // bfloat16 numbers of an operand
-constexpr int64_t kSumSize = 256;       // float32 numbers of a result
+constexpr int64_t kTile = 16;       // queries, keys or dimensions of a tile
+constexpr int64_t kDepth = 32;      // products per tile, of dimensions or keys
+constexpr int64_t kTileSize = 512;  // bfloat16 numbers of an operand
+constexpr int64_t kSumSize = 256;   // float32 numbers of a result
 constexpr int64_t kMaxTiles = kMaxQueries / kTile;
-constexpr int64_t kTiledKeys = 128;     // in a block
-constexpr int64_t kKeyElements = 16384; // of a block of keys or values
+constexpr int64_t kTiledKeys = 128;      // in a block
+constexpr int64_t kKeyElements = 16384;  // of a block of keys or values
 
 alignas(64) constexpr bf16_t kZeros[kAttentionMaxDim] = {};
 
@@ -27,7 +28,8 @@ constexpr int64_t tiled_keys(int64_t dim) { return dim <= 128 ? kTiledKeys : 64;
 PIXLEAP_INLINE bool not_finite(bf16_t x) { return (x.bits & 0x7f80) == 0x7f80; }
 
 // Queries as tiles of 16 by 32 dimensions, those of a pair of dimensions together; zeros past the
-// ends. A negative scale is the sign of q, a scale of 0 leaves zeros, and NaN where q is not finite.
+// ends. A negative scale is the sign of q, a scale of 0 leaves zeros, and NaN where q is not
+// finite.
 void pack_queries(const Rows<const bf16_t>& q, int64_t queries, int64_t dim, float scale,
                   bf16_t* to) {
   for (int64_t first = 0; first < queries; first += kTile)
@@ -53,7 +55,8 @@ void pack_queries(const Rows<const bf16_t>& q, int64_t queries, int64_t dim, flo
 template <class KV>
 void pack_row(const KV* from, int64_t dim, int64_t padded, bf16_t* to) {
   if constexpr (sizeof(KV) == 1) {  // exact
-    for_each_vector(dim, [&](int64_t d, int64_t lanes) { store(to + d, load_upto(from + d, lanes)); });
+    for_each_vector(dim,
+                    [&](int64_t d, int64_t lanes) { store(to + d, load_upto(from + d, lanes)); });
     dim = up_to_multiple(dim, VW);
   } else {
     std::memcpy(to, from, static_cast<size_t>(dim) * sizeof(bf16_t));
