@@ -8,7 +8,8 @@ on a GPU,
   refused while a step is recorded (and counted outside, by `HostReads`);
 - a capture has no effect: what the recorded calls wrote is put back;
 - Python does not run again: numbers and addresses are those of the capture;
-- graphs share their memory, so that a replay leaves the own memory of all others overwritten.
+- graphs share their memory, so that a replay leaves the own memory of all others overwritten;
+- memory that a step used, was not allocated by it and is gone at a replay is an error.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[Callable[[], None]] = []
         self.own: dict[int, Tensor] = {}  # memory allocated by the step, by storage
         self._before: dict[int, tuple[Tensor, Any]] = {}  # other memory that it writes
+        self._aliases: dict[int, list[Tensor]] = {}  # of all memory that it uses
 
     def refuse(self, what: str) -> None:
         raise RuntimeError(f"'{what}' is not permitted while a step is captured")
@@ -114,10 +116,32 @@ class _Recorder(TorchDispatchMode):
             if _storage(t) not in self.own and _storage(t) not in self._before:
                 self._before[_storage(t)] = t, t.untyped_storage().clone()
 
+    def _alias(self, x: Any) -> Any:
+        """A tensor without those that it is a view of: the recorder's only hold on the memory."""
+        if not isinstance(x, Tensor):
+            return x.copy() if isinstance(x, np.ndarray) else x
+        with _disable_current_modes(), torch.no_grad():
+            alias = x.new_empty(0)
+            alias.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+        self._aliases.setdefault(_storage(alias), []).append(alias)
+        return alias
+
+    def check_memory(self) -> None:
+        """Whether somebody else still holds the memory that was there before the step."""
+        for storage, aliases in self._aliases.items():
+            own = aliases[0].untyped_storage()  # Python's object holds it once
+            held = torch._C._storage_Use_Count(storage) - 1
+            if storage not in self.own and held <= len(aliases):
+                raise RuntimeError(
+                    f"a replayed step uses {own.nbytes()} bytes of memory "
+                    "that were freed since it was captured"
+                )
+
     def undo(self) -> None:
         """A capture has not happened: everything that it wrote is as before, or means nothing."""
         for t, storage in self._before.values():
             t.untyped_storage().copy_(storage)
+        self._before.clear()
         self.poison()
 
     def poison(self) -> None:
@@ -144,15 +168,16 @@ class _Recorder(TorchDispatchMode):
         ]
         for t in fresh:
             self.own.setdefault(_storage(t), t)
-        # Containers are copied: who called may change theirs.
-        args, kwargs = tree_map(lambda x: x, (args, kwargs))
+        if not written and not fresh:
+            return result  # a view
+        args, kwargs = tree_map(self._alias, (args, kwargs))
         if written:
             self.calls.append(lambda: func(*args, **kwargs))
         elif fresh and not _name(func).startswith(("empty", "new_empty")):
+            old = [self._alias(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
 
             def again() -> None:
                 new = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, Tensor)]
-                old = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
                 for to, t in zip(old, new, strict=True):
                     to.copy_(t)
 
@@ -165,12 +190,12 @@ class _Recorder(TorchDispatchMode):
             for value, (_, kind) in zip(args, _native.signatures[op], strict=True)
             if kind in ("out", "outs")
         ]
-        # Index arrays on the host go with the launch: their numbers are those of the capture.
-        args = tree_map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, args)
         with _disable_current_modes():
             self._keep([t for t in tree_leaves(outs) if isinstance(t, Tensor)])
             function(*args)
-        self.calls.append(lambda: function(*args))
+        # Index arrays on the host go with the launch: their numbers are those of the capture.
+        kept = tree_map(self._alias, args)
+        self.calls.append(lambda: function(*kept))
 
 
 class EmulatedGraph:
@@ -183,6 +208,7 @@ class EmulatedGraph:
         backend = self._backend
         backend.replays += 1
         with torch.no_grad():
+            self.recorder.check_memory()
             self.recorder.poison()  # nothing may be read that this replay has not written
             for call in self.recorder.calls:
                 call()

@@ -68,6 +68,22 @@ def test_steps_may_change_buffers_in_place() -> None:
         assert (backend.warm_ups, backend.replays, len(steps)) == (1, 4, 1)
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+def test_memory_that_is_gone_is_an_error(gone: int) -> None:
+    with emulated_graphs():
+        steps, held, x = Graphs(CPU), [torch.ones(2, 3), torch.ones(3)], torch.ones(1, 2, 3)
+
+        def step(x: Tensor) -> Tensor:
+            normal = px.ops.layer_norm(x, weight=held[0][1])
+            return normal + held[1]
+
+        for _ in range(3):
+            steps("s", step, x)
+        held[gone] = torch.ones(3)
+        with pytest.raises(RuntimeError, match=f"uses {(24, 12)[gone]} bytes of memory that were"):
+            steps("s", step, x)
+
+
 def test_outputs_last_until_the_next_step() -> None:
     with emulated_graphs():
         steps, x = Graphs(CPU), torch.arange(3.0)
