@@ -101,12 +101,13 @@ def _poison(t: Tensor) -> None:
 class _Recorder(TorchDispatchMode):
     """Runs a step and keeps the calls that it makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, aliases: dict[int, list[Tensor]]) -> None:
         super().__init__()
         self.calls: list[Callable[[], None]] = []
         self.own: dict[int, Tensor] = {}  # memory allocated by the step, by storage
         self._before: dict[int, tuple[Tensor, Any]] = {}  # other memory that it writes
-        self._aliases: dict[int, list[Tensor]] = {}  # of all memory that it uses
+        self._used: set[int] = set()  # all memory that it uses
+        self._aliases = aliases  # of all recorders together
 
     def refuse(self, what: str) -> None:
         raise RuntimeError(f"'{what}' is not permitted while a step is captured")
@@ -117,21 +118,22 @@ class _Recorder(TorchDispatchMode):
                 self._before[_storage(t)] = t, t.untyped_storage().clone()
 
     def _alias(self, x: Any) -> Any:
-        """A tensor without those that it is a view of: the recorder's only hold on the memory."""
+        """A tensor without those that it is a view of: the recorders' only hold on the memory."""
         if not isinstance(x, Tensor):
             return x.copy() if isinstance(x, np.ndarray) else x
         with _disable_current_modes(), torch.no_grad():
             alias = x.new_empty(0)
             alias.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+        self._used.add(_storage(alias))
         self._aliases.setdefault(_storage(alias), []).append(alias)
         return alias
 
     def check_memory(self) -> None:
         """Whether somebody else still holds the memory that was there before the step."""
-        for storage, aliases in self._aliases.items():
+        for storage in self._used - set(self.own):
+            aliases = self._aliases[storage]
             own = aliases[0].untyped_storage()  # Python's object holds it once
-            held = torch._C._storage_Use_Count(storage) - 1
-            if storage not in self.own and held <= len(aliases):
+            if torch._C._storage_Use_Count(storage) - 1 <= len(aliases):
                 raise RuntimeError(
                     f"a replayed step uses {own.nbytes()} bytes of memory "
                     "that were freed since it was captured"
@@ -226,6 +228,7 @@ class EmulatedBackend:
 
     def __init__(self) -> None:
         self.graphs: list[EmulatedGraph] = []
+        self._aliases: dict[int, list[Tensor]] = {}
         self.replays = self.warm_ups = 0
         self.active = True  # for `Graphs` made from now on
         self.recorder: _Recorder | None = None
@@ -235,7 +238,7 @@ class EmulatedBackend:
         return function()
 
     def capture(self, function: Callable[[], Any]) -> EmulatedGraph:
-        recorder = _Recorder()
+        recorder = _Recorder(self._aliases)
         self.recorder = recorder
         functions = _Functions(_HOST_FUNCTIONS | _FROM_HOST_FUNCTIONS, recorder.refuse)
         try:
