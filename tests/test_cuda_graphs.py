@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from graph_emulation import HostReads, assert_replay_equals_eager, emulated_graphs, names, same_bits
@@ -121,6 +122,17 @@ def test_host_reads_are_counted() -> None:
     assert names(host.reads) == {
         "__bool__": 1, "__int__": 1, "tolist": 1, "numpy": 1, "_local_scalar_dense": 1, "index": 1,
     }  # fmt: skip
+
+
+def test_a_cache_follows_what_a_replay_appended() -> None:
+    cache = px.KVCache(1, 2, 4, 6, like=torch.zeros(1))
+    cache.append(torch.randn(1, 3, 3, 2, 4))
+    cache.rollback(np.array([1]))
+    cache.advance_to(5)
+    assert cache.length == 5 and cache.keys.shape == (1, 2, 5, 4) and cache.lengths.tolist() == [5]
+    for length in (-1, 7):
+        with pytest.raises(ValueError, match="advance_to: argument 'length' expected 0 to 6, got"):
+            cache.advance_to(length)
 
 
 def test_host_read_gives_the_numbers() -> None:
