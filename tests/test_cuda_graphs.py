@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from graph_emulation import HostReads, assert_replay_equals_eager, emulated_graphs, names, same_bits
@@ -68,6 +69,22 @@ def test_steps_may_change_buffers_in_place() -> None:
         assert (backend.warm_ups, backend.replays, len(steps)) == (1, 4, 1)
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+def test_memory_that_is_gone_is_an_error(gone: int) -> None:
+    with emulated_graphs():
+        steps, held, x = Graphs(CPU), [torch.ones(2, 3), torch.ones(3)], torch.ones(1, 2, 3)
+
+        def step(x: Tensor) -> Tensor:
+            normal = px.ops.layer_norm(x, weight=held[0][1])
+            return normal + held[1]
+
+        for _ in range(3):
+            steps("s", step, x)
+        held[gone] = torch.ones(3)
+        with pytest.raises(RuntimeError, match=f"uses {(24, 12)[gone]} bytes of memory that were"):
+            steps("s", step, x)
+
+
 def test_outputs_last_until_the_next_step() -> None:
     with emulated_graphs():
         steps, x = Graphs(CPU), torch.arange(3.0)
@@ -105,6 +122,17 @@ def test_host_reads_are_counted() -> None:
     assert names(host.reads) == {
         "__bool__": 1, "__int__": 1, "tolist": 1, "numpy": 1, "_local_scalar_dense": 1, "index": 1,
     }  # fmt: skip
+
+
+def test_a_cache_follows_what_a_replay_appended() -> None:
+    cache = px.KVCache(1, 2, 4, 6, like=torch.zeros(1))
+    cache.append(torch.randn(1, 3, 3, 2, 4))
+    cache.rollback(np.array([1]))
+    cache.advance_to(5)
+    assert cache.length == 5 and cache.keys.shape == (1, 2, 5, 4) and cache.lengths.tolist() == [5]
+    for length in (-1, 7):
+        with pytest.raises(ValueError, match="advance_to: argument 'length' expected 0 to 6, got"):
+            cache.advance_to(length)
 
 
 def test_host_read_gives_the_numbers() -> None:

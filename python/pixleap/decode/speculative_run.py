@@ -130,7 +130,10 @@ class Run:
 
     def _forced(self, scale: int, tokens: Tensor) -> Tensor:
         """Tokens with the decided ones of samples that got further in their place."""
-        return torch.where((self.decided > scale)[:, None], self.final[scale], tokens)
+        known = self.decided > scale
+        if not self.steps.active and not known.any():
+            return tokens
+        return torch.where(known[:, None], self.final[scale], tokens)
 
     def _propose(self, first: int, count: int) -> list[Tensor | None]:
         """Writes `count` drafted scales to the pyramid; returns their laws."""
@@ -164,10 +167,15 @@ class Run:
                 alive = known | (alive & kept)
             else:
                 drawn = self.sampling.draw(logits[-1], scale, self.scales, self._seeds)
-            self.final[scale].copy_(self._forced(scale, drawn))
+            drawn = self._forced(scale, drawn)
+            decided = torch.where(undecided, scale + 1, self.decided)
+            if self.steps.active:
+                self.final[scale].copy_(drawn)
+                self.decided.copy_(decided)
+            else:
+                self.final[scale], self.decided = drawn, decided
             if scale < stop - 1:
                 agree[scale] = (self.final[scale] == drafted).all()
-            self.decided.copy_(torch.where(undecided, scale + 1, self.decided))
             # Where steps are plain calls the rest is left out; its outcome would not count.
             if not self.steps.active and not alive.any():
                 break
