@@ -1,125 +1,22 @@
-#include "cuda/emulate/engine.h"
-
 #include <bit>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <memory>
-#include <mutex>
-#include <vector>
 
 #include "core/check.h"
-#include "cuda/emulate/fiber.h"
-
-// Bounds of the static __shared__ variables of all kernels: see shared.ld.
-extern "C" {
-extern char pixleap_shared_start[] __attribute__((visibility("hidden")));
-extern char pixleap_shared_stop[] __attribute__((visibility("hidden")));
-}
+#include "cuda/emulate/state.h"
 
 namespace pixleap::emulate {
 
 Thread* current = nullptr;
 uint3 block_index, block_size, grid_size;
 
+Engine engine;
+
 namespace {
 
-constexpr unsigned kMostThreads = 1024;
-constexpr size_t kMostShared = 227 * 1024;
-constexpr int kPoison = 0xff;                   // a NaN of every floating type
-constexpr uint32_t kDynamicAt = 1024 + 7 * 16;  // address of dynamic shared memory
-
-struct Copy {
-  void* shared;
-  unsigned char data[16];
-  int64_t group;
-};
-
-struct Gathering {
-  Lanes lanes;
-  Collective what;
-  Where where;
-  uint32_t mask = 0, arrived = 0;
-  int unread = 0;
-  bool open = false;
-};
-
-struct Warp {
-  std::deque<Gathering> gatherings;  // a deque: fibers hold references
-  uint32_t exited = 0;
-};
-
-struct Worker : Thread {
-  Fiber fiber;
-  bool done = false;
-  const Gathering* waits_for = nullptr;
-  const char* waits_in = nullptr;
-  Where waits_at;
-  std::vector<Copy> copies;
-  int64_t commits = 0;
-  bool fenced = false;  // its writes, for asynchronous products
-};
-
-struct Meeting {  // of a warpgroup
-  unsigned arrived = 0;
-  const char* name = nullptr;
-  Where where;
-};
-
-struct Barrier {
-  unsigned arrived = 0;
-  Where where;
-  Votes votes{};
-  Votes results[2]{};
-  uint64_t generation = 0;
-};
-
-struct Engine {
-  std::mutex mutex;
-  std::vector<std::unique_ptr<Worker>> workers;
-  std::vector<Warp> warps;
-  std::vector<Meeting> meetings;
-  std::vector<uint64_t> ready;
-  Fiber main;
-  unsigned threads = 0, live = 0;
-  Barrier barrier;
-  FunctionRef<void()>* body = nullptr;
-  std::string error;
-  bool abandoned = false;
-  int64_t launches = 0;
-  unsigned char* dynamic = nullptr;
-  size_t dynamic_bytes = 0;
-  std::vector<unsigned char> view;  // of dynamic shared memory, by asynchronous products
-  uint64_t random = 0;
-};
-
-Engine engine;
 Order order = Order::off;
 uint64_t order_seed = 0;
 int capability_major = 9;
-
-Worker& me() { return *static_cast<Worker*>(current); }
-
-// Not memset: the sanitizer's would look at the zones between variables, which are poisoned too.
-__attribute__((no_sanitize("address"), optimize("no-tree-loop-distribute-patterns"))) void poison(
-    void* data, size_t size) {
-  auto* p = static_cast<volatile unsigned char*>(data);
-  size_t i = 0;
-  if (reinterpret_cast<uintptr_t>(p) % 8 == 0)
-    for (; i + 8 <= size; i += 8) *reinterpret_cast<volatile uint64_t*>(p + i) = ~uint64_t{0};
-  for (; i < size; ++i) p[i] = kPoison;
-}
-
-// Zones between variables included, which the sanitizer's memcpy would complain of.
-__attribute__((no_sanitize("address"), optimize("no-tree-loop-distribute-patterns"))) void
-copy_plain(unsigned char* to, const unsigned char* from, size_t size) {
-  for (size_t i = 0; i < size; ++i) to[i] = from[i];
-}
-
-std::string at(const Where& where) {
-  std::string file = where.file_name();
-  return file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(where.line());
-}
 
 std::string name_of(const uint3& i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
@@ -134,8 +31,6 @@ uint64_t next_random() {  // splitmix64
 
 void set_ready(unsigned thread) { engine.ready[thread / 64] |= uint64_t{1} << thread % 64; }
 void set_waiting(unsigned thread) { engine.ready[thread / 64] &= ~(uint64_t{1} << thread % 64); }
-
-unsigned linear_index(const Worker& worker) { return worker.warp * 32 + worker.lane; }
 
 // The first ready thread from `from` on, going round; kMostThreads if there is none.
 unsigned next_ready(unsigned from) {
@@ -229,7 +124,7 @@ void release_barrier() {
     worker.fenced = false;
     set_ready(i);
   }
-  if (fenced) copy_plain(engine.view.data(), engine.dynamic, engine.dynamic_bytes);
+  if (fenced) show_to_products();
 }
 
 void complete_if_full(Warp& warp, Gathering& g) {
@@ -265,9 +160,7 @@ void thread_main() {
 }
 
 void start_block(dim3 block) {
-  poison(pixleap_shared_start, static_cast<size_t>(pixleap_shared_stop - pixleap_shared_start));
-  poison(engine.dynamic, engine.dynamic_bytes);
-  std::fill(engine.view.begin(), engine.view.end(), static_cast<unsigned char>(kPoison));
+  poison_shared();
   std::fill(engine.meetings.begin(), engine.meetings.end(), Meeting{});
   reset_products(engine.threads);
   engine.live = engine.threads;
@@ -310,15 +203,6 @@ void fail(const std::string& what, Where where) {
                  what + " (" + at(where) + ")";
   leave_for_main();
   std::abort();
-}
-
-unsigned char* dynamic_shared() { return engine.dynamic; }
-
-bool is_shared(const void* p, size_t size) {
-  const auto* q = static_cast<const char*>(p);
-  const auto* dynamic = reinterpret_cast<const char*>(engine.dynamic);
-  return (q >= pixleap_shared_start && q + size <= pixleap_shared_stop) ||
-         (q >= dynamic && q + size <= dynamic + engine.dynamic_bytes);
 }
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, FunctionRef<void()> body) {
@@ -421,34 +305,6 @@ void gather(const Collective& what, uint32_t mask, const void* mine, size_t size
   --g->unread;
 }
 
-// Before its thread waits for it a copy may or may not have been made: neither the old contents of
-// its place nor the new ones can be counted on.
-void copy_async(void* shared, const void* global, bool valid, Where where) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
-    fail("cp_async_16: an address that is not a multiple of 16", where);
-  if (!is_shared(shared, 16)) fail("cp_async_16: not in shared memory", where);
-  Copy copy{shared, {}, me().commits};
-  if (valid) std::memcpy(copy.data, global, 16);
-  poison(shared, 16);
-  const auto* place = static_cast<const unsigned char*>(shared);
-  if (place >= engine.dynamic && place < engine.dynamic + engine.dynamic_bytes)
-    poison(engine.view.data() + (place - engine.dynamic), 16);
-  me().copies.push_back(copy);
-}
-
-void commit_copies() { ++me().commits; }
-
-void wait_copies(int newest) {
-  Worker& worker = me();
-  size_t kept = 0;
-  for (const Copy& copy : worker.copies)
-    if (copy.group < worker.commits - newest)
-      std::memcpy(copy.shared, copy.data, 16), worker.fenced = false;
-    else
-      worker.copies[kept++] = copy;
-  worker.copies.resize(kept);
-}
-
 void meet_warpgroup(const char* name, Where where) {
   const unsigned group = me().warp / 4;
   if (group >= engine.meetings.size())
@@ -467,19 +323,5 @@ void meet_warpgroup(const char* name, Where where) {
   }
   wait(name, where);
 }
-
-uint32_t shared_address(const void* p, Where where) {
-  const auto* q = static_cast<const unsigned char*>(p);
-  if (!engine.dynamic || q < engine.dynamic || q > engine.dynamic + engine.dynamic_bytes)
-    fail("shared_address: not in dynamic shared memory", where);
-  return kDynamicAt + static_cast<uint32_t>(q - engine.dynamic);
-}
-
-const unsigned char* async_view(uint32_t address, size_t size) {
-  if (address < kDynamicAt || address - kDynamicAt + size > engine.dynamic_bytes) return nullptr;
-  return engine.view.data() + (address - kDynamicAt);
-}
-
-void fence_async() { me().fenced = true; }
 
 }  // namespace pixleap::emulate

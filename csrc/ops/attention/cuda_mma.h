@@ -136,13 +136,7 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
     }
     if (works) {
       T* const own = k_tile + warp * 16 * kKeys;  // (16, kKeys), in place of the keys
-#pragma unroll
-      for (int n = 0; n < kKeys / 16; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          *reinterpret_cast<uint32_t*>(own + (g + i % 2 * 8) * kKeys + n * 16 + i / 2 * 8 + 2 * t) =
-              weights[n][i];
-      __syncwarp();
+      share_weights(weights, own);
 #pragma unroll 1
       for (int key = 0; key < kKeys; ++key)
 #pragma unroll

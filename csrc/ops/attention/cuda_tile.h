@@ -201,6 +201,19 @@ __device__ inline void pack_weights(const float (&s)[2 * Steps][4], uint32_t (&w
     }
 }
 
+// A warp's packed weights as rows (16, 16 Steps) of its own in shared memory, for it to read.
+template <class T, int Steps>
+__device__ inline void share_weights(const uint32_t (&weights)[Steps][4], T* own) {
+  const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int n = 0; n < Steps; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<uint32_t*>(own + (g + i % 2 * 8) * 16 * Steps + n * 16 + i / 2 * 8 +
+                                   2 * t) = weights[n][i];
+  __syncwarp();
+}
+
 // A warp's 16 rows of outputs from `first_row` of the block on, of which `rows` count; by way of
 // their places in `tile`, which only this warp uses.
 template <class Tile, class T>

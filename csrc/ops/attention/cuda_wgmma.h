@@ -37,13 +37,7 @@ __device__ inline void add_not_finite(const uint32_t (&weights)[Steps][4], const
                                       T* own, T* values, float (&o)[Tile::kDim / 8][4]) {
   constexpr int kKeys = Tile::kRows, kChunks = Tile::kDim / 8;
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int n = 0; n < Steps; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      *reinterpret_cast<uint32_t*>(own + (g + i % 2 * 8) * kKeys + n * 16 + i / 2 * 8 + 2 * t) =
-          weights[n][i];
-  __syncwarp();
+  share_weights(weights, own);
 #pragma unroll 1
   for (int key = 0; key < kKeys; ++key)
 #pragma unroll
