@@ -36,7 +36,7 @@ struct LinearRow {
 #if defined(PIXLEAP_WGMMA)
 
 // The two lowest bytes, integers, as a register of T: exactly, by their place in the mantissa of
-// 2^23 and without conversions, which are slow.
+// 2^23, without conversion instructions.
 template <class T>
 __device__ inline uint32_t pack_bytes(uint32_t bytes) {
   const auto number = [&](uint32_t byte) {
@@ -256,7 +256,8 @@ __device__ void linear_by_wgmma(const LinearParams& p) {
     memcpy(a, next, sizeof a);
   }
 
-  // Sums change hands in the place of the tiles: rows are written along their features.
+  // Sums change hands in the place of the tiles, once no products read them: rows are written along
+  // their features.
   float* const tile = reinterpret_cast<float*>(x_tiles);
   const int lane = tid % 32, g = lane / 4, t = lane % 4;
   __syncthreads();
