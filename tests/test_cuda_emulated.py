@@ -39,7 +39,7 @@ MOST_FLOPS = 1e8
 CASES = [pytest.param(op, case, id=f"{op}-{case.name}") for op, case in all_cases()]
 ORDERS = (("forward", 0), ("reverse", 0), ("shuffle", 11))
 # Major compute capabilities of the emulated device: 9 has kernels of its own for some ops.
-CAPABILITIES = {"attention": (8, 9), "attention_varlen": (8, 9)}
+CAPABILITIES = {"attention": (8, 9), "attention_varlen": (8, 9), "linear": (8, 9)}
 
 
 def inputs(case: Case, dtype: str) -> tuple[Any, Any]:

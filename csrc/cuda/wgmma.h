@@ -112,9 +112,13 @@ __device__ inline void fence_proxy_async() {
 template <class T, bool TransposedB, int Tiles>
 __device__ inline void wgmma_ss(float (&d)[Tiles][4], uint64_t a, uint64_t b, bool accumulate) {
   static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
-  static_assert(Tiles == 8 || Tiles == 16);
+  static_assert(Tiles == 2 || Tiles == 8 || Tiles == 16);
   constexpr bool kBf16 = std::is_same_v<T, __nv_bfloat16>;
-  if constexpr (Tiles == 8 && kBf16)
+  if constexpr (Tiles == 2 && kBf16)
+    PIXLEAP_WGMMA_SS("16", "bf16", PIXLEAP_TEXT8, "%8", "%9", "%10", "%11", PIXLEAP_D8(0));
+  else if constexpr (Tiles == 2 && !kBf16)
+    PIXLEAP_WGMMA_SS("16", "f16", PIXLEAP_TEXT8, "%8", "%9", "%10", "%11", PIXLEAP_D8(0));
+  else if constexpr (Tiles == 8 && kBf16)
     PIXLEAP_WGMMA_SS("64", "bf16", PIXLEAP_TEXT32, "%32", "%33", "%34", "%35", PIXLEAP_D32(0));
   else if constexpr (Tiles == 8 && !kBf16)
     PIXLEAP_WGMMA_SS("64", "f16", PIXLEAP_TEXT32, "%32", "%33", "%34", "%35", PIXLEAP_D32(0));
@@ -129,9 +133,15 @@ template <class T, bool TransposedB, int Tiles>
 __device__ inline void wgmma_rs(float (&d)[Tiles][4], const uint32_t (&a)[4], uint64_t b,
                                 bool accumulate) {
   static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
-  static_assert(Tiles == 8 || Tiles == 16);
+  static_assert(Tiles == 2 || Tiles == 8 || Tiles == 16);
   constexpr bool kBf16 = std::is_same_v<T, __nv_bfloat16>;
-  if constexpr (Tiles == 8 && kBf16)
+  if constexpr (Tiles == 2 && kBf16)
+    PIXLEAP_WGMMA_RS("16", "bf16", PIXLEAP_TEXT8, "%8, %9, %10, %11", "%12", "%13", "%14",
+                     PIXLEAP_D8(0));
+  else if constexpr (Tiles == 2 && !kBf16)
+    PIXLEAP_WGMMA_RS("16", "f16", PIXLEAP_TEXT8, "%8, %9, %10, %11", "%12", "%13", "%14",
+                     PIXLEAP_D8(0));
+  else if constexpr (Tiles == 8 && kBf16)
     PIXLEAP_WGMMA_RS("64", "bf16", PIXLEAP_TEXT32, "%32, %33, %34, %35", "%36", "%37", "%38",
                      PIXLEAP_D32(0));
   else if constexpr (Tiles == 8 && !kBf16)

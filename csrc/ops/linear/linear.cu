@@ -1,5 +1,4 @@
-#include "cuda/mma.h"
-#include "ops/linear/cuda_epilogue.h"
+#include "ops/linear/cuda_wgmma.h"
 
 namespace pixleap {
 namespace {
@@ -7,9 +6,9 @@ namespace {
 // Sums run over K in order within one warp or thread, whatever the number of rows: a row has the
 // same bits alone and among others.
 
-// ---- Tensor cores: x bfloat16 or float16 ----
+// ---- Tensor cores: x bfloat16 or float16; of Hopper: cuda_wgmma.h ----
 
-constexpr int kThreads = 128, kColumns = 64, kDepth = 64;
+constexpr int kThreads = 128, kColumns = 64, kDepth = kLinearDepth;
 constexpr int kPanels = kColumns / static_cast<int>(kLinearPanel);
 
 // Warps side by side over rows and columns; 16 x 8 products of one of them.
@@ -23,13 +22,9 @@ struct Grid {
 using Tall = Grid<2, 2, 4>;
 using Flat = Grid<1, 1, 2>;
 
-__device__ inline int row_chunk(int row, int chunk) {
-  return row * kDepth + (chunk ^ (row & 7)) * 8;
-}
-// Word of two steps of k of feature n in a panel of the tile: as they are packed, with two rows of
-// every four turned by half a row, so that the lanes of a fragment read different banks.
+// Word of two steps of k of feature n in a panel of the tile.
 __device__ inline int pair_word(int panel, int k2, int n) {
-  return (panel * (kDepth / 2) + k2) * 16 + (n ^ (k2 & 2) << 2);
+  return packed_word(panel, kDepth / 2, k2, n);
 }
 
 template <class T, int Rows>
@@ -143,6 +138,14 @@ __global__ void __launch_bounds__(kThreads) linear_mma(const __grid_constant__ L
       }
 }
 
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    linear_wgmma(const __grid_constant__ LinearParams p) {
+#if defined(PIXLEAP_WGMMA)
+  linear_by_wgmma<Shape>(p);
+#endif
+}
+
 // ---- float32 products, any types ----
 // steps: of k that lie side by side in the packed weights.
 
@@ -194,29 +197,58 @@ __global__ void __launch_bounds__(kSimtThreads)
         store_linear(p, first + down + r, column + across + c, sums[r][c]);
 }
 
-LaunchShape shape_of(const LinearParams& p, int rows, int threads, size_t bytes) {
-  const int64_t blocks = (p.batch * p.length + rows - 1) / rows * ((p.n + kColumns - 1) / kColumns);
+LaunchShape shape_of(const LinearParams& p, int rows, int columns, int threads, size_t bytes) {
+  const int64_t blocks = (p.batch * p.length + rows - 1) / rows * ((p.n + columns - 1) / columns);
   return {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), bytes};
 }
 
+// Which shape of block a call takes, its rows decide; its bits are the same in each.
 template <class T, class W>
 void run_mma(const LinearParams& p, const Device& device) {
+  const auto by_mma = [&]<class G>() {
+    launch(linear_mma<T, W, G>, shape_of(p, G::kRows, kColumns, kThreads, G::kBytes), device, p);
+  };
   if (p.batch * p.length <= Flat::kRows)
-    launch(linear_mma<T, W, Flat>, shape_of(p, Flat::kRows, kThreads, Flat::kBytes), device, p);
+    by_mma.template operator()<Flat>();
   else
-    launch(linear_mma<T, W, Tall>, shape_of(p, Tall::kRows, kThreads, Tall::kBytes), device, p);
+    by_mma.template operator()<Tall>();
+}
+
+template <class T, class W>
+void run_wgmma(const LinearParams& p, const Device& device) {
+  using Few = WgmmaLinear<T, W, 1, 16, 8, 2>;
+  using Some = WgmmaLinear<T, W, 1, 64, 4, 3>;
+  using Many = WgmmaLinear<T, W, 2, 128, 3, 2>;
+  constexpr unsigned kEnough = 128;  // blocks: about one for each multiprocessor
+  const auto shape = [&]<class S>() {
+    return shape_of(p, S::kRows, S::kFeatures, S::kThreads, S::kBytes);
+  };
+  const auto by_wgmma = [&]<class S>() {
+    launch(linear_wgmma<S>, shape.template operator()<S>(), device, p);
+  };
+  if (p.batch * p.length <= Few::kRows)
+    by_wgmma.template operator()<Few>();
+  else if (shape.template operator()<Many>().grid.x < kEnough)
+    by_wgmma.template operator()<Some>();
+  else
+    by_wgmma.template operator()<Many>();
+}
+
+template <class T, class W>
+void run_tensor_cores(const LinearParams& p, const Device& device) {
+  return runs_wgmma(device) ? run_wgmma<T, W>(p, device) : run_mma<T, W>(p, device);
 }
 
 }  // namespace
 
 void linear_cuda(const LinearParams& p, const Device& device) {
   if (p.x_dtype == DType::bf16 && p.packed_dtype == DType::bf16)
-    return run_mma<__nv_bfloat16, __nv_bfloat16>(p, device);
+    return run_tensor_cores<__nv_bfloat16, __nv_bfloat16>(p, device);
   if (p.x_dtype == DType::bf16 && p.packed_dtype == DType::i8)
-    return run_mma<__nv_bfloat16, int8_t>(p, device);
+    return run_tensor_cores<__nv_bfloat16, int8_t>(p, device);
   if (p.x_dtype == DType::f16 && p.packed_dtype == DType::i8)
-    return run_mma<__half, int8_t>(p, device);
-  launch(linear_simt, shape_of(p, kSimtRows, kSimtThreads, 0), device, p,
+    return run_tensor_cores<__half, int8_t>(p, device);
+  launch(linear_simt, shape_of(p, kSimtRows, kColumns, kSimtThreads, 0), device, p,
          linear_steps(p.packed_dtype));
 }
 
