@@ -9,7 +9,7 @@ namespace {
 template <class T, int D, bool Split>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_mma(const __grid_constant__ AttentionParams p, const int64_t first) {
-  attend_mma<T, D, Split>(
+  attend_mma<T, D, Split, true>(
       p, attention_work(p, first + blockIdx.x, MmaAttention<T, D, Split>::kQueries));
 }
 

@@ -173,9 +173,10 @@ __device__ inline bool attention_far(const AttentionParams& p, const AttentionHe
          at.column - x >= static_cast<uint32_t>(w.near_columns);
 }
 
-// Whether masked_score has to be asked for.
+// Whether masked_score has to be asked for. Near: there may be a neighbourhood.
+template <bool Near>
 __device__ inline bool attention_masked(const AttentionParams& p) {
-  return p.mask || p.window.near_rows;
+  return p.mask || (Near && p.window.near_rows);
 }
 
 // A score with the mask array's addend, in units of ln 2.
@@ -187,9 +188,10 @@ __device__ inline float added_score(const AttentionParams& p, const AttentionHea
 }
 
 // That, or a score as a neighbourhood hides it.
+template <bool Near>
 __device__ inline float masked_score(const AttentionParams& p, const AttentionHead& h,
                                      int64_t query, int64_t key, float score) {
-  if (p.window.near_rows) return attention_far(p, h, query, key) ? -INFINITY : score;
+  if (Near && p.window.near_rows) return attention_far(p, h, query, key) ? -INFINITY : score;
   return added_score(p, h, query, key, score);
 }
 

@@ -21,7 +21,8 @@ struct MmaAttention {
   static constexpr bool kHoldQueries = D <= 128;  // in registers
 };
 
-template <class T, int D, bool Split>
+// Near: there may be a neighbourhood.
+template <class T, int D, bool Split, bool Near>
 __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
   using Shape = MmaAttention<T, D, Split>;
   constexpr int kTile = Shape::kTile, kKeys = Shape::kKeys, kQueries = Shape::kQueries;
@@ -97,8 +98,8 @@ __device__ void attend_mma(const AttentionParams& p, const AttentionHead& h) {
       float decay[2];
       const int limit[2] = {keys_left(row_seen[0], first, kKeys),
                             keys_left(row_seen[1], first, kKeys)};
-      softmax_tile<true>(p, h, s, factor, first + kKeys > mine.least, limit,
-                         h.first_query + first_row + g, first, softmax, decay);
+      softmax_tile<true, Near>(p, h, s, factor, first + kKeys > mine.least, limit,
+                               h.first_query + first_row + g, first, softmax, decay);
       scale_rows(o, decay);
       pack_weights<T>(s, weights);
     }

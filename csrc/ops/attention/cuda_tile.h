@@ -137,16 +137,15 @@ __device__ inline int keys_left(int64_t seen, int64_t first, int count) {
 
 // Scores, times `factor`, to weights of queries `query` and `query` + 8; keys from `first` on.
 // decay: what earlier sums are to be multiplied by. partial: not all of the keys may be seen.
-// limit: how many of them the two see. Array: there may be a mask array
-// or a neighbourhood.
-template <bool Array, int Tiles>
+// limit: how many of them the two see. Array, Near: there may be a mask array, a neighbourhood.
+template <bool Array, bool Near, int Tiles>
 __device__ inline void softmax_tile(const AttentionParams& p, const AttentionHead& h,
                                     float (&s)[Tiles][4], float factor, bool partial,
                                     const int (&limit)[2], int64_t query, int64_t first,
                                     SoftmaxRows& rows, float (&decay)[2]) {
   const int t = static_cast<int>(threadIdx.x % 4);
   const int end[2] = {limit[0] - 2 * t, limit[1] - 2 * t};
-  const bool masked = Array && attention_masked(p);
+  const bool masked = (Array || Near) && attention_masked<Near>(p);
   float top[2] = {rows.max[0], rows.max[1]};
 #pragma unroll
   for (int n = 0; n < Tiles; ++n)
@@ -158,7 +157,7 @@ __device__ inline void softmax_tile(const AttentionParams& p, const AttentionHea
         if (at >= end[r])
           x = -INFINITY;
         else if (masked)
-          x = masked_score(p, h, query + 8 * r, first + 2 * t + at, x);
+          x = masked_score<Near>(p, h, query + 8 * r, first + 2 * t + at, x);
       }
       s[n][i] = x;
       top[r] = fmaxf(top[r], x);  // a NaN never becomes the maximum, but stays a NaN weight

@@ -174,7 +174,7 @@ __device__ void attend_wgmma(const AttentionParams& p, Work&& work) {
   const auto make_weights = [&](int j, float(&decay)[2]) {
     int limit[2] = {};
     if (j >= warp_whole) limits(j, limit);
-    softmax_tile<false>(p, h, s, factor, j >= warp_whole, limit, 0, 0, softmax, decay);
+    softmax_tile<false, false>(p, h, s, factor, j >= warp_whole, limit, 0, 0, softmax, decay);
   };
   // The values of tile j and the keys of the next one are there, and what came before is used.
   const auto arrive = [&](int j) {

@@ -37,8 +37,8 @@ __device__ AttentionHead varlen_work(const Group& group, int64_t index, int rows
 template <class T, int D, bool Split>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_varlen_mma(const __grid_constant__ Group g) {
-  attend_mma<T, D, Split>(g.shared,
-                          varlen_work(g, blockIdx.x, MmaAttention<T, D, Split>::kQueries));
+  attend_mma<T, D, Split, false>(g.shared,
+                                 varlen_work(g, blockIdx.x, MmaAttention<T, D, Split>::kQueries));
 }
 
 template <class T, int D>
