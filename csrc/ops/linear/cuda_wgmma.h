@@ -15,7 +15,6 @@ namespace pixleap {
 template <class T, class W, int Groups, int Rows, int Stages, int Blocks>
 struct WgmmaLinear {
   using Type = T;
-  using Weight = W;
   static constexpr int kThreads = Groups * kWarpgroup, kFeatures = Groups * 64, kRows = Rows;
   static constexpr int kPanels = kFeatures / static_cast<int>(kLinearPanel);
   static constexpr int kStages = Stages, kBlocks = Blocks;
