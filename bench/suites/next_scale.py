@@ -1,5 +1,5 @@
-"""Next-scale decoding end to end against the official loop in plain torch, speculation, CoDe and
-continuous batching.
+"""Next-scale decoding end to end against the official loop in plain torch, CoDe and continuous
+batching.
 
 The peer is `models.VAR.autoregressive_infer_cfg`, which does what the official code does, in the
 same process with the same weights and, where outputs are compared, the same Gumbel noise. VAR-d16
@@ -21,14 +21,8 @@ import numpy as np
 import torch
 
 from pixleap.cli.demo import digit_score, gumbel_noise
-from pixleap.decode import (
-    CollaborativeDecoder,
-    ContinuousBatcher,
-    NextScaleDecoder,
-    SpeculativeDecoder,
-)
+from pixleap.decode import CollaborativeDecoder, ContinuousBatcher, NextScaleDecoder
 from pixleap.models import VAR, VQVAE, load_var, load_var_draft
-from pixleap.models.var_quantised import emulate_quantised_weights
 
 OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
 DIGIT_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_p": 0.96}
@@ -161,68 +155,6 @@ def memory(threads: int) -> list[str]:
     return [*lines, ""]
 
 
-def drafts(target: VAR) -> dict[str, Any]:
-    return {
-        "small model": load_var_draft(),
-        "int8 copy": NextScaleDecoder(target, "int8"),
-        "int4 copy, emulated": emulate_quantised_weights(target, 4),
-        "bfloat16 copy": NextScaleDecoder(target, "bfloat16"),
-    }
-
-
-def speculation() -> list[str]:
-    target = load_var()
-    decoder = NextScaleDecoder(target)
-    scales = len(target.patch_nums)
-    heads = " | ".join(f"{n}x{n}" for n in target.patch_nums[:-1])
-    lines = [
-        "Digits, one at a time (mean of 100). Acceptance: share of drafted scales that were kept",
-        "whole, of those reached; int4 is emulated (float32 speed). Up to three scales",
-        "are drafted before each pass; time is of plain decoding over that of the row, and for",
-        "`auto` of the number that its measured plan chose.",
-        "",
-        f"| draft | rule | {heads} | target passes of {scales} | plain / time | auto |",
-        "|---" * (scales + 4) + "|",
-    ]
-    labels = torch.arange(100) % 10
-    for name, draft in drafts(target).items():
-        for rule, mode in (("rejection", "token"), ("rejection", "joint"), ("coupled", "token")):
-            fixed = SpeculativeDecoder(decoder, draft, rule=rule, mode=mode, drafted=3)
-            auto = SpeculativeDecoder(decoder, draft, rule=rule, mode=mode)
-            auto.calibrate(labels[:1], **DIGIT_OPTIONS)
-            passes, kept, tried = 0, [0] * scales, [0] * scales
-            spent: list[list[float]] = [[], [], []]
-            for i, label in enumerate(labels):
-                one = label[None]
-                options = {"seed": i, **DIGIT_OPTIONS}
-                results = []
-                for j, f in enumerate((decoder.tokens, fixed.tokens, auto.tokens)):
-                    start = time.perf_counter()
-                    results.append(f(one, **options))
-                    spent[j].append(time.perf_counter() - start)
-                passes += results[1].target_passes
-                kept = [a + b for a, b in zip(kept, results[1].accepted, strict=True)]
-                tried = [a + b for a, b in zip(tried, results[1].drafted, strict=True)]
-                if rule == "coupled":
-                    plain = zip(results[0][0], results[1].tokens, results[2].tokens, strict=True)
-                    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in plain)
-            shares = " | ".join(
-                f"{k / t:.2f}" if t else "-" for k, t in zip(kept[:-1], tried[:-1], strict=True)
-            )
-            ratios = [
-                statistics.median(a / b for a, b in zip(spent[0], spent[j], strict=True))
-                for j in (1, 2)
-            ]
-            what = rule if rule == "coupled" else f"{rule}, {mode}"
-            line = (
-                f"| {name} | {what} | {shares} | {passes / len(labels):.2f} | {ratios[0]:.2f}x | "
-                f"{ratios[1]:.2f}x |"
-            )
-            print(line, flush=True)
-            lines.append(line)
-    return [*lines, ""]
-
-
 def collaboration() -> list[str]:
     large, small = NextScaleDecoder(load_var()), NextScaleDecoder(load_var_draft())
     scales = len(large.packed.patch_nums)
@@ -341,7 +273,6 @@ def table(threads: int) -> list[str]:
         "",
         *end_to_end(),
         *memory(threads),
-        *speculation(),
         *collaboration(),
         *batching(),
     ]
