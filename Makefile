@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/pixleap demo --out demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -ra
+	$(BIN)/python -m pytest -q -ra -n 2
 
 bench: $(VENV)/.installed
 	$(BIN)/pixleap bench
