@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .layers import Scratch
+from .token_draws import to_numpy
 
 Index = Any  # a slice, or (R,) int64 as `index` makes it
 
@@ -80,8 +81,7 @@ class DeviceRows(HostRows):
         return torch.zeros_like(like)
 
     def fetch(self, moved: Tensor) -> np.ndarray:
-        copied: np.ndarray = moved.cpu().numpy()
-        return copied
+        return to_numpy(moved)
 
 
 def rows_of(like: Tensor, scratch: Scratch) -> HostRows:

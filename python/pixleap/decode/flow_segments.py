@@ -12,7 +12,7 @@ so a sample gets the same numbers whatever the batch it is in still needs.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ from .. import ops
 from .flow_block import Cache, FlowSystem, Guidance, PackedBlock, SegmentRows
 from .graphs import Graphs, HostRead
 from .layers import Scratch
-from .triangular import TriangularResult, TriangularSystem, check_option, first_guess
-from .triangular_solvers import Report, bound_of, check_tol, entries, is_count, pick
+from .triangular import TriangularResult, TriangularSystem, first_guess
+from .triangular_solvers import Report, bound_of, check_margin, check_tol, check_window, pick
 
 ROWS = 256  # of a sweep, for window "auto"
 
@@ -66,8 +66,7 @@ class SegmentSweeps:
         self.done = torch.zeros(batch, dtype=torch.bool, device=like.device)
         self.all_done = torch.zeros((), dtype=torch.bool, device=like.device)
         self.reads = [HostRead(self.all_done) for _ in range(2)]
-        self.graphs = Graphs(like.device)
-        self.graphs.MOST = len(blocks) * len(self.edges)  # none goes
+        self.graphs = Graphs(like.device, most=len(blocks) * len(self.edges))  # none goes
 
     def load(self, system: FlowSystem, noise: Tensor, init: Any, bound: float) -> None:
         """The numbers of a block into the buffers."""
@@ -172,18 +171,12 @@ class Segments:
     margin: float = 32.0
 
     def __post_init__(self) -> None:
-        for w in entries(self.window):
-            good = w == "auto" or is_count(w)
-            check_option("Segments", "window", good, "an integer >= 1 or 'auto'", self.window)
+        check_window("Segments", self.window)
         check_tol("Segments", self.tol)
-        check_option("Segments", "margin", self.margin >= 1, "a number >= 1", self.margin)
+        check_margin("Segments", self.margin)
 
     def of_block(self, index: int, blocks: int) -> Segments:
-        picked = {
-            name: pick("Segments", name, getattr(self, name), index, blocks)
-            for name in ("window", "init")
-        }
-        return replace(self, **picked)
+        return pick(self, ("window", "init"), index, blocks)
 
     def solve(
         self, system: TriangularSystem, noise: Any, report: Report | None = None

@@ -108,6 +108,7 @@ class Graphs:
 
     Args:
         device: a `torch.device`, on which all tensors of the steps lie.
+        most: keys that are kept; then the oldest goes.
 
     The first call of a key runs the function as it is, which is the warm-up and a valid call; the
     second one captures it, and from then on it is replayed. So a function may change its owner's
@@ -116,12 +117,10 @@ class Graphs:
 
     What a function returns is overwritten by the next call of ANY key: the graphs share their
     memory. Copy what is to last, or let the function write it to buffers that it does not allocate.
-
     """
 
-    MOST = 256  # keys; the oldest goes
-
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Any, most: int = 256) -> None:
+        self._most = most
         self._backend = backend_for(device)
         self._steps: dict[Hashable, _Captured | None] = {}
 
@@ -152,7 +151,7 @@ class Graphs:
         if key not in self._steps:
             result = self._backend.warm_up(lambda: function(*inputs))
             self._steps[key] = None
-            if len(self._steps) > self.MOST:
+            if len(self._steps) > self._most:
                 del self._steps[next(iter(self._steps))]
             return result
         step = self._steps[key]

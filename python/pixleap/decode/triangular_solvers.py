@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .token_draws import to_numpy
 from .triangular import TriangularResult, TriangularSystem, check_option
 
 Report = Callable[[int], None]
+S = TypeVar("S", bound=Any)
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Solver(Protocol):
         """See `solve_triangular`."""
 
 
-def pick(solver: str, name: str, value: Any, index: int, blocks: int) -> Any:
+def _pick(solver: str, name: str, value: Any, index: int, blocks: int) -> Any:
     """Entry `index` of a list for every block, or the value itself."""
     if not isinstance(value, (list, tuple)):
         return value
@@ -86,7 +87,14 @@ def pick(solver: str, name: str, value: Any, index: int, blocks: int) -> Any:
     return value[index]
 
 
-def entries(value: Any) -> Sequence[Any]:
+def pick(solver: S, names: Sequence[str], index: int, blocks: int) -> S:
+    """The solver of block `index`: of each option named, its entry."""
+    where = type(solver).__name__
+    picked = {name: _pick(where, name, getattr(solver, name), index, blocks) for name in names}
+    return replace(solver, **picked)
+
+
+def _entries(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
@@ -101,8 +109,18 @@ def _epsilon(x: Array) -> float:
     return float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
 
 
-def is_count(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def check_window(solver: str, window: Any) -> None:
+    for w in _entries(window):
+        good = w == "auto" or _is_count(w)
+        check_option(solver, "window", good, "an integer >= 1 or 'auto'", window)
+
+
+def check_margin(solver: str, margin: float) -> None:
+    check_option(solver, "margin", margin >= 1, "a number >= 1", margin)
 
 
 def check_tol(solver: str, tol: Any) -> None:
@@ -127,11 +145,11 @@ class Jacobi:
         check_tol("Jacobi", self.tol)
         sweeps = self.max_sweeps
         check_option(
-            "Jacobi", "max_sweeps", sweeps is None or is_count(sweeps), "None or >= 1", sweeps
+            "Jacobi", "max_sweeps", sweeps is None or _is_count(sweeps), "None or >= 1", sweeps
         )
 
     def of_block(self, index: int, blocks: int) -> Jacobi:
-        return replace(self, init=pick("Jacobi", "init", self.init, index, blocks))
+        return pick(self, ("init",), index, blocks)
 
     def solve(
         self, system: TriangularSystem, noise: Any, report: Report | None = None
@@ -176,19 +194,15 @@ class GSJacobi:
     bound: float = 1e-6
 
     def __post_init__(self) -> None:
-        for m in entries(self.modules):
+        for m in _entries(self.modules):
             check_option(
-                "GSJacobi", "modules", m == 0 or is_count(m), "integers >= 0", self.modules
+                "GSJacobi", "modules", m == 0 or _is_count(m), "integers >= 0", self.modules
             )
-        for m in entries(self.max_sweeps):
-            check_option("GSJacobi", "max_sweeps", is_count(m), "integers >= 1", self.max_sweeps)
+        for m in _entries(self.max_sweeps):
+            check_option("GSJacobi", "max_sweeps", _is_count(m), "integers >= 1", self.max_sweeps)
 
     def of_block(self, index: int, blocks: int) -> GSJacobi:
-        picked = {
-            name: pick("GSJacobi", name, getattr(self, name), index, blocks)
-            for name in ("modules", "max_sweeps", "init")
-        }
-        return replace(self, **picked)
+        return pick(self, ("modules", "max_sweeps", "init"), index, blocks)
 
     def solve(
         self, system: TriangularSystem, noise: Any, report: Report | None = None
@@ -251,21 +265,15 @@ class Frontier:
     margin: float = 32.0
 
     def __post_init__(self) -> None:
-        for w in entries(self.window):
-            good = w == "auto" or is_count(w)
-            check_option("Frontier", "window", good, "an integer >= 1 or 'auto'", self.window)
+        check_window("Frontier", self.window)
         check_tol("Frontier", self.tol)
         check_tol("Frontier", self.draft_tol)
         good = self.overhead is None or self.overhead > 0
         check_option("Frontier", "overhead", good, "None or a number > 0", self.overhead)
-        check_option("Frontier", "margin", self.margin >= 1, "a number >= 1", self.margin)
+        check_margin("Frontier", self.margin)
 
     def of_block(self, index: int, blocks: int) -> Frontier:
-        picked = {
-            name: pick("Frontier", name, getattr(self, name), index, blocks)
-            for name in ("window", "init")
-        }
-        return replace(self, **picked)
+        return pick(self, ("window", "init"), index, blocks)
 
     def solve(
         self, system: TriangularSystem, noise: Any, report: Report | None = None
