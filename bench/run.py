@@ -1,6 +1,7 @@
 """Times every case that has a peer, ours and the peer's interleaved in one run.
 
-    python bench/run.py [op | suite ...] [--threads 1 2] [--dtype float32] [--isa avx2] [--save]
+    python bench/run.py [op | suite ...] [--threads 1 2] [--dtype float32 bfloat16] [--isa avx2]
+                        [--save]
     python bench/run.py [op | suite ...] --device cuda [--dtype bfloat16] [--save]
                         [--results FOLDER]
 
@@ -36,7 +37,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
 
-from timing import ROUNDS, device_interleaved, device_limits, interleaved, limits, seconds  # noqa: E402
+from timing import ROUNDS, device_limits, interleaved, limits, seconds  # noqa: E402
 
 import pixleap as px  # noqa: E402
 from pixleap import _native  # noqa: E402
@@ -87,8 +88,8 @@ def time_case(op: str, case: Case, dtype: str, device: str = "cpu") -> dict[str,
     front, peer = getattr(px.ops, op), case.peer
     assert peer is not None
     with torch.no_grad():
-        ours, theirs = (device_interleaved if device == "cuda" else interleaved)(
-            lambda: front(*args, **kwargs_out), lambda: peer(*args, **kwargs)
+        ours, theirs = interleaved(
+            lambda: front(*args, **kwargs_out), lambda: peer(*args, **kwargs), device=device
         )
     ratio = statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
     return {"ours": statistics.median(ours), "peer": statistics.median(theirs), "ratio": ratio}
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         "ops", nargs="*", help="names of ops or suites, or 'overhead'; default all ops"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="one on CUDA")
     parser.add_argument("--isa", choices=px.available_isas())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--save", action="store_true", help="write <op>.md into the results folder")
@@ -180,6 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     on_device = options.device == "cuda"
     results = options.results or ROOT / "bench" / "results" / ("cuda" if on_device else "")
+    if on_device and len(options.dtype) > 1:
+        parser.error("--device cuda times one dtype, whose GEMM rate is the limit")
     if on_device and not (torch.cuda.is_available() and _native.built_with_cuda):
         parser.error("--device cuda needs an NVIDIA GPU, torch with CUDA and a build with CUDA")
     every = ["overhead", *ops_with_cases()]
@@ -199,14 +202,15 @@ def main(argv: list[str] | None = None) -> None:
     if on_device:
         every.remove("overhead")
         machine = torch.cuda.get_device_name()
-        device_rates = device_limits(getattr(torch, options.dtype))
+        [dtype] = options.dtype
+        device_rates = device_limits(getattr(torch, dtype))
         bandwidth, rate = device_rates
-        print(f"copy {bandwidth / 1e9:.0f} GB/s, {options.dtype} GEMM {rate / 1e12:.1f} TFLOP/s")
+        print(f"copy {bandwidth / 1e9:.0f} GB/s, {dtype} GEMM {rate / 1e12:.1f} TFLOP/s")
     for op in options.ops or every:
         lines = []
         with timing_lock():
             if on_device:
-                lines = device_table(op, options.dtype, *device_rates)
+                lines = device_table(op, dtype, *device_rates)
             for threads in [] if on_device else options.threads:
                 px.set_num_threads(threads)
                 torch.set_num_threads(threads)
@@ -221,7 +225,8 @@ def main(argv: list[str] | None = None) -> None:
                     f"Measured limits: copy {bandwidth / 1e9:.1f} GB/s, "
                     f"float32 GEMM {rate / 1e9:.0f} GFLOP/s.\n"
                 )
-                lines += op_table(op, threads, options.dtype, bandwidth, rate)
+                for dtype in options.dtype:
+                    lines += op_table(op, threads, dtype, bandwidth, rate)
         head = [
             f"`{command}`",
             "",

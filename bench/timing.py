@@ -33,8 +33,12 @@ def calibrate(f: Callable[[], Any]) -> int:
     return max(1, min(100_000, int(MIN_SECONDS / max(seconds(f, 3), 1e-7))))
 
 
-def interleaved(*functions: Callable[[], Any], rounds: int = ROUNDS) -> list[list[float]]:
-    """Seconds per call of each function, one entry per round."""
+def interleaved(
+    *functions: Callable[[], Any], rounds: int = ROUNDS, device: str = "cpu"
+) -> list[list[float]]:
+    """Seconds per call of each function, one entry per round; "cuda": by the device's clock."""
+    if device == "cuda":
+        return device_interleaved(*functions, rounds=rounds)
     repeats = [calibrate(f) for f in functions]
     times = [
         [stretch(f, n) for f, n in zip(functions, repeats, strict=True)] for _ in range(rounds)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import device_interleaved, interleaved
+from timing import interleaved
 from torch import Tensor
 
 import pixleap as px
@@ -38,8 +38,7 @@ def host(x: Tensor) -> np.ndarray:
 def row(
     name: str, ours: Callable[[], Any], peer: Callable[[], Any], flops: float, note: str
 ) -> str:
-    on_device = torch.get_default_device().type == "cuda"
-    a, b = (device_interleaved if on_device else interleaved)(ours, peer, rounds=9)
+    a, b = interleaved(ours, peer, rounds=9, device=torch.get_default_device().type)
     ratio = statistics.median(t / o for o, t in zip(a, b, strict=True))
     mine = statistics.median(a)
     return (

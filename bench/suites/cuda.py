@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from suites import attention_steps
-from timing import device_interleaved, interleaved
+from timing import interleaved
 
 import pixleap as px
 from pixleap.metrics.polar import polar_trace
@@ -19,8 +19,7 @@ Limits = tuple[float, float]  # bytes/s of a copy, flop/s of a GEMM
 
 
 def times(device: str, *functions: Callable[[], Any], rounds: int = 9) -> list[float]:
-    run = device_interleaved if device == "cuda" else interleaved
-    return [statistics.median(t) for t in run(*functions, rounds=rounds)]
+    return [statistics.median(t) for t in interleaved(*functions, rounds=rounds, device=device)]
 
 
 def line(name: str, mine: float, theirs: float, share: str, check: str) -> str:

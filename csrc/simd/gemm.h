@@ -49,6 +49,7 @@ void gemm_micro(const float* x, const void* packed, int64_t panel_stride, int64_
   };
   if constexpr (sizeof(W) == 4) {
     const float* w = static_cast<const float*>(packed);
+#pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k) {
       __builtin_prefetch(ahead.from, 0, 2);
       ahead.from += ahead.step;

@@ -16,6 +16,13 @@ constexpr int64_t kMaxKeys = 96;         // in a block
 constexpr int64_t kTransposeFrom = 6;    // queries, from which transposing K pays
 constexpr int64_t kDirectUpTo = 2;       // queries, up to which converting K and V does not
 
+// Whether to copy values that could be read where they are. Rows a multiple of 512 bytes apart have
+// 64 lines of the first level or fewer, too few for a block: worth it for many queries, which pass
+// by them again and again; 4096 bytes apart they have 8, and it soon is.
+bool copies(int64_t row_bytes, int64_t queries) {
+  return row_bytes % 4096 == 0 ? queries > 8 : row_bytes % 512 == 0 && queries >= kRows;
+}
+
 // Keys of a block, for a padded head dimension: the K and V tiles stay near the first cache level.
 constexpr int64_t key_block(int64_t dim) { return dim <= 128 ? kMaxKeys : 48; }
 
@@ -165,7 +172,7 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
   // Scores stay as they are up to their softmax; a scale that would turn their order acts on q.
   const float factor = p.scale > 0 ? 1.f : p.scale;
   const float unit = static_cast<float>((p.scale > 0 ? p.scale : 1.) * kLog2E);
-  convert_rows(q, queries, p.dim, factor, s.q);
+  convert_rows(q, queries, p.dim, factor, s.q, padded);
   int64_t keys = 0;
   for (int64_t r = 0; r < queries; ++r) {
     s.seen[r] = windowed ? patch.size() : seen_by(p, b, first_query + r);
@@ -178,9 +185,10 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
   // into.
   const int64_t all = windowed ? p.window.size() : p.queries;
   const bool transposed = all >= kTransposeFrom;
-  // Without conversion, padding or a list of tokens there is nothing to copy.
+  // Without conversion, padding or a list of tokens nothing has to be copied.
   const bool direct = padded == p.dim && (sizeof(KV) == 4 || all <= kDirectUpTo);
-  const int64_t step = key_block(padded);
+  const bool in_place = direct && !windowed && !copies(v.stride * int64_t{sizeof(KV)}, queries);
+  const int64_t step = key_block(padded), copied = value_stride(p.dim);
   for (int64_t j = 0; j < keys; j += step) {
     const int64_t count = keys - j < step ? keys - j : step, ld = round_up(count);
     Rows<const KV> key = k, value = v;
@@ -190,12 +198,11 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
     } else {
       key = k.from(j), value = v.from(j);
     }
-    const bool in_place = direct && !windowed;
     if (transposed)
       transpose_keys(key, count, p.dim, s.k);
     else if (!direct)
-      convert_rows(key, count, p.dim, 1.f, s.k);
-    if (!in_place) convert_rows(value, count, p.dim, 1.f, s.v);
+      convert_rows(key, count, p.dim, 1.f, s.k, padded);
+    if (!in_place) convert_rows(value, count, p.dim, 1.f, s.v, copied);
     for (int64_t row = 0; row < queries; row += kRows) {
       const int64_t rows = queries - row < kRows ? queries - row : kRows;
       const float* some = s.q + row * padded;
@@ -220,7 +227,7 @@ void attend_block(const AttentionParams& p, const Block& block, Scratch& s) {
         soften_rows(softmax, n, p.mask ? 1.f : unit, s.p + r * ld, ld);
       }
       if (!in_place) {
-        add_values(s, row, rows, count, ld, s.v, padded, j == 0, padded);
+        add_values(s, row, rows, count, ld, s.v, copied, j == 0, padded);
         continue;
       }
       if constexpr (sizeof(KV) == 1)  // the weights take the scale; their sum is done

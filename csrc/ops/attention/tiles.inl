@@ -12,6 +12,10 @@ constexpr int kScoreVectors = VW == 16 ? 3 : 2;
 
 constexpr int64_t round_up(int64_t n) { return (n + VW - 1) / VW * VW; }
 
+// Floats between copied rows of values: an odd number of cache lines, so that the columns that a
+// register tile walks down spread over all sets of the first level.
+constexpr int64_t value_stride(int64_t dim) { return (dim + 15) / 16 / 2 * 32 + 16; }
+
 // Rows of q, k, v or out: every `stride` elements, or those that `tokens` lists; int8 ones count
 // in units of `scale`.
 template <class T>
@@ -32,15 +36,15 @@ struct Rows {
   }
 };
 
-// Rows times `scale` as float with a padded dimension; pad lanes are zero.
+// Rows times `scale` as float with a padded dimension, `stride` apart; pad lanes are zero.
 template <class T>
-void convert_rows(const Rows<const T>& in, int64_t rows, int64_t dim, float scale, float* out) {
-  const int64_t padded = round_up(dim);
+void convert_rows(const Rows<const T>& in, int64_t rows, int64_t dim, float scale, float* out,
+                  int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* row = in[r];
     const vf factor = splat(scale * in.factor(r));
     for_each_vector(dim, [&](int64_t d, int64_t lanes) {
-      store(out + r * padded + d, load_upto(row + d, lanes) * factor);
+      store(out + r * stride + d, load_upto(row + d, lanes) * factor);
     });
   }
 }
@@ -101,20 +105,28 @@ PIXLEAP_INLINE void for_row_groups(int64_t rows, F&& f) {
 }
 
 // Scores of R queries with N vectors of keys. Tiles are calls of their own: inlined into their
-// loops, what GCC keeps in registers across them makes it spill accumulators.
+// loops, what GCC keeps in registers across them makes it spill accumulators. Without the pragmas
+// it also keeps a copy of the sums in memory; four steps at a time leave room for the other
+// instructions beside two fma per cycle, and let the end of the loop be predicted.
 template <int R, int N>
 [[gnu::noinline]] void score_tile(const float* q, int64_t q_stride, const float* kt, int64_t ld,
                                   int64_t dim, float* p) {
   vf sum[R][N] = {};
+#pragma GCC unroll 4
   for (int64_t d = 0; d < dim; ++d) {
     vf keys[N];
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) keys[n] = load(kt + d * ld + n * VW);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vf query = splat(q[r * q_stride + d]);
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) sum[r][n] = fma(query, keys[n], sum[r][n]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) store(p + r * ld + n * VW, sum[r][n]);
 }
 
@@ -167,17 +179,25 @@ template <int R, int C, class T>
                                   int64_t count, const float* start, const float* decay, bool first,
                                   float* out, int64_t out_stride) {
   vf sum[R][C];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) sum[r][c] = start ? load(start + r * out_stride + c * VW) : vf{};
+#pragma GCC unroll 4
   for (int64_t j = 0; j < count; ++j) {
     vf value[C];
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) value[c] = load(v + j * stride + c * VW);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vf weight = splat(p[r * ld + j]);
+#pragma GCC unroll 8
       for (int c = 0; c < C; ++c) sum[r][c] = fma(weight, value[c], sum[r][c]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       float* to = out + r * out_stride + c * VW;
       store(to, first ? sum[r][c] : fma(load(to), splat(decay[r]), sum[r][c]));
