@@ -11,6 +11,7 @@ import torch
 
 ROUNDS = 15
 MIN_SECONDS = 2e-3  # per timed stretch
+WARM_SECONDS = 6e-3  # of untimed calls before it: after a pause, cores are slower for 5 ms
 
 
 def seconds(f: Callable[[], Any], repeats: int) -> float:
@@ -21,10 +22,13 @@ def seconds(f: Callable[[], Any], repeats: int) -> float:
 
 
 def stretch(f: Callable[[], Any], repeats: int) -> float:
-    """Seconds per call after a pause and an untimed call: threads of the library before may still
+    """Seconds per call after a pause and untimed calls: threads of the library before may still
     spin for milliseconds on cores that this one needs."""
     time.sleep(0.01)
+    end = time.perf_counter() + WARM_SECONDS
     f()
+    while time.perf_counter() < end:
+        f()
     return seconds(f, repeats)
 
 
