@@ -26,14 +26,17 @@ from pixleap.models import VAR, VQVAE, load_var, load_var_draft
 
 OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
 DIGIT_OPTIONS: dict[str, Any] = {"cfg": 1.5, "top_p": 0.96}
-CASES = [("float32", 1, 2), ("float32", 8, 1), ("bfloat16", 1, 1)]  # weights, batch, rounds
+CASES = {  # of a depth: weights, batch, rounds
+    16: [("float32", 1, 3), ("float32", 8, 1), ("bfloat16", 1, 1), ("bfloat16", 8, 1)],
+    30: [("float32", 1, 1), ("bfloat16", 1, 1)],
+}
 DIGITS = torch.arange(10).repeat_interleave(20)
 
 
-def random_d16() -> VAR:
-    """VAR-d16 at 256 px; official starting weights, but with gates that let the blocks through."""
+def random_model(depth: int = 16) -> VAR:
+    """VAR at 256 px; official starting weights, but with gates that let the blocks through."""
     torch.manual_seed(0)
-    model = VAR(VQVAE(), depth=16, embed_dim=1024, num_heads=16)
+    model = VAR(VQVAE(), depth=depth, embed_dim=64 * depth, num_heads=depth)
     with torch.no_grad():
         for block in model.blocks:
             block.get_submodule("ada_lin.1").weight.normal_(std=0.02)
@@ -53,64 +56,66 @@ def without_decoder(model: VAR) -> Iterator[None]:
 
 
 def end_to_end() -> list[str]:
-    model = random_d16()
     lines = [
-        "VAR-d16, 256 px, cfg 1.5, top-k 900, top-p 0.96, seconds per batch. Equal: tokens that",
-        "are the same with the same noise.",
+        "VAR at 256 px, cfg 1.5, top-k 900, top-p 0.96, seconds per batch. Equal: tokens that are",
+        "the same with the same noise.",
         "",
-        "| weights | batch | pixleap | official loop | ratio | equal |",
-        "|---|---|---|---|---|---|",
+        "| model | weights | batch | pixleap | official loop | ratio | equal |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for weights, batch, rounds in CASES:
-        decoder = NextScaleDecoder(model, weights)
-        labels = torch.arange(batch) * 37
-        noise = gumbel_noise(model, batch, 0) if (weights, batch) == ("float32", 1) else None
-        drawn: list[torch.Tensor] = []
+    for depth, cases in CASES.items():
+        model = random_model(depth)
+        for weights, batch, rounds in cases:
+            row = against_official(model, weights, batch, rounds)
+            lines.append(f"| d{depth} | {weights} | {batch} | {row}")
+            print(lines[-1], flush=True)
+        del model
+    return [*lines, ""]
 
-        def draw(logits: torch.Tensor, scale: int, noise: Any = noise, drawn: Any = drawn) -> Any:
+
+def against_official(model: VAR, weights: str, batch: int, rounds: int) -> str:
+    decoder = NextScaleDecoder(model, weights)
+    labels = torch.arange(batch) * 37
+    half = weights == "bfloat16"
+
+    def ours() -> list[torch.Tensor]:
+        return decoder.tokens(labels, seed=0, **OPTIONS)[0]
+
+    def peer(draw: Any = None) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), without_decoder(model):
+            return model.autoregressive_infer_cfg(batch, labels, g_seed=0, draw=draw, **OPTIONS)
+
+    times: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for i, f in enumerate((ours, peer)):
+            start = time.perf_counter()
+            f()
+            times[i].append(time.perf_counter() - start)
+    equal = ""
+    if not half and batch == 1:
+        noise, drawn = gumbel_noise(model, batch, 0), []
+
+        def draw(logits: torch.Tensor, scale: int) -> torch.Tensor:
             tokens = (logits + noise[scale]).argmax(-1)
             drawn.append(tokens)
             return tokens
 
-        def ours(decoder: Any = decoder, labels: Any = labels) -> Any:
-            return decoder.tokens(labels, seed=0, **OPTIONS)[0]
-
-        def peer(labels: Any = labels, own_draw: Any = None) -> Any:
-            half = weights == "bfloat16"  # noqa: B023
-            with torch.autocast("cpu", torch.bfloat16, enabled=half), without_decoder(model):
-                return model.autoregressive_infer_cfg(
-                    len(labels), labels, g_seed=0, draw=own_draw, **OPTIONS
-                )
-
-        times: list[list[float]] = [[], []]
-        results: list[Any] = [None, None]
-        for _ in range(rounds):
-            for i, f in enumerate((ours, peer)):
-                start = time.perf_counter()
-                results[i] = f()
-                times[i].append(time.perf_counter() - start)
-        equal = ""
-        if noise is not None:
-            peer(own_draw=draw)
-            same = sum(int((a == b).sum()) for a, b in zip(results[0], drawn, strict=True))
-            equal = f"{same} of {batch * model.L}"
-        mine, theirs = (statistics.median(t) for t in times)
-        ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
-        line = f"| {weights} | {batch} | {mine:.2f} | {theirs:.2f} | {ratio:.2f}x | {equal} |"
-        print(line, flush=True)
-        lines.append(line)
-        del decoder
-    return [*lines, ""]
+        peer(draw)
+        same = sum(int((a == b).sum()) for a, b in zip(ours(), drawn, strict=True))
+        equal = f"{same} of {batch * model.L}"
+    mine, theirs = (statistics.median(t) for t in times)
+    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+    return f"{mine:.2f} | {theirs:.2f} | {ratio:.2f}x | {equal} |"
 
 
 MEMORY = """
 import gc, sys
 sys.path[:0] = {path!r}
 import torch
-from suites.next_scale import OPTIONS, NextScaleDecoder, random_d16, without_decoder
+from suites.next_scale import OPTIONS, NextScaleDecoder, random_model, without_decoder
 torch.set_num_threads({threads})
 name = {name!r}
-model, decoder = random_d16(), None
+model, decoder = random_model(), None
 if name.startswith("official"):
     half = name.endswith("bfloat16")
     with torch.autocast("cpu", torch.bfloat16, enabled=half), without_decoder(model):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from . import masks, ops
-from ._arrays import Array, empty, is_torch, shape
+from ._arrays import Array, empty, empty_large, is_torch, shape
 
 
 class KVCache:
@@ -49,7 +49,7 @@ class KVCache:
             if value < 0:
                 raise ValueError(f"KVCache: argument '{name}' expected a size >= 0, got {value}")
         size = (batch, heads, max_length, head_dim)
-        self._whole: tuple[Array, ...] = tuple(empty(like, size, dtype) for _ in range(2))
+        self._whole: tuple[Array, ...] = tuple(empty_large(like, size, dtype) for _ in range(2))
         if dtype == "int8":
             self._whole += tuple(empty(like, size[:3], "float32") for _ in range(2))
         self._held = self._whole  # of the samples that are left

@@ -6,6 +6,8 @@
 // the number of threads nor that of rows changes a bit.
 #pragma once
 
+#include <algorithm>
+
 #include "core/parallel.h"
 #include "ops/linear/linear.h"
 #include "simd/math.h"
@@ -14,7 +16,7 @@
 namespace pixleap {
 namespace {
 
-constexpr int64_t kGroupColumns = 8 * kLinearPanel;  // the row stride of the sums
+constexpr int64_t kGroupColumns = 16 * kLinearPanel;  // the row stride of the sums
 
 struct Group {
   int64_t row, rows, panel, panels;  // rows count over (batch, length)
@@ -95,7 +97,13 @@ void fill(const LinearParams& p, const Group& g, int64_t k, int64_t depth,
     for (int64_t r = 0; r < g.rows; ++r) {
       const T* x = row_of<T>(p.x, p.x_strides, p, g.row + r) + k;
       typename Tile::Element* to = block + r * Tile::kStride;
-      for_each_vector(depth, [&](int64_t i, int64_t n) { store(to + i, load_upto(x + i, n)); });
+      // Rows are too short for the hardware's streams: two ahead, lines come before they are used.
+      const int64_t later = std::min(g.row + r + 2, g.row + g.rows - 1);
+      const T* ahead = row_of<T>(p.x, p.x_strides, p, later) + k;
+      for_each_vector(depth, [&](int64_t i, int64_t n) {
+        __builtin_prefetch(ahead + i);
+        store(to + i, load_upto(x + i, n));
+      });
       for (int64_t i = (depth + VW - 1) / VW * VW; i % Tile::kDepthMultiple != 0; i += VW)
         store(to + i, vf{});
     }
