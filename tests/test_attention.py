@@ -97,6 +97,18 @@ def test_a_sample_alone_gives_the_same_bits() -> None:
         np.testing.assert_array_equal(alone, together[b : b + 1])
 
 
+@pytest.mark.parametrize("stride", [128, 1024])
+def test_values_are_the_same_in_place_and_copied(stride: int) -> None:
+    """Rows 512 or 4096 bytes apart share few cache sets and are copied where queries are many."""
+    q, k, v = (normal(1, 2, n, 64) for n in (60, 110, 110))
+    wide = np.full((1, 2, 110, stride), np.nan, np.float32)
+    wide[..., 32:96] = v
+    mask = px.masks.key_lengths([103])
+    np.testing.assert_array_equal(
+        px.ops.attention(q, k, wide[..., 32:96], mask=mask), px.ops.attention(q, k, v, mask=mask)
+    )
+
+
 @pytest.mark.parametrize("keys, causal", [(1, False), (101, False), (301, True)])
 def test_bits_do_not_depend_on_how_queries_are_cut_into_tasks(keys: int, causal: bool) -> None:
     """With more threads a task takes fewer queries, and the last one may be left with few; causal

@@ -34,6 +34,20 @@ def test_appends_and_rolls_back() -> None:
     assert cache.length == 0 and cache.values.shape == (2, 4, 0, 8)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_large_buffers_hold_what_small_ones_do(dtype: str) -> None:
+    """From 4 MiB on, torch's buffers are of other memory."""
+    qkv = torch.from_numpy(tokens(9))
+    qkv = qkv.bfloat16() if dtype == "bfloat16" else qkv
+    small, large = (px.KVCache(2, 4, 8, room, dtype, like=qkv) for room in (9, 70_000))
+    a, b = (cache.attend(cache.append(qkv)) for cache in (small, large))
+    assert torch.equal(a, b) and torch.equal(small.keys, large.keys)
+    for buffer in large.buffers:
+        assert buffer.dtype == small.buffers[0].dtype and buffer.shape == (2, 4, 70_000, 8)
+        assert buffer.data_ptr() % 64 == 0
+        buffer.fill_(1)  # memory of its own, writable to the end
+
+
 def test_errors_change_nothing() -> None:
     cache = px.KVCache(2, 4, 8, 5)
     cache.append(tokens(3))

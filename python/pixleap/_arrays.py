@@ -53,8 +53,8 @@ def empty(like: Array, shape: Sequence[int], dtype: str | None = None) -> Array:
 
 
 def empty_large(like: Array, shape: Sequence[int], dtype: str) -> Array:
-    """`empty`, from pages of 2 MB where the system gives them: NumPy asks for those, torch does not,
-    and the first touch of 4 KiB ones took 7 % of decoding a batch, whose caches they were."""
+    """`empty`, from pages of 2 MB where the system gives them: NumPy asks for those, torch does
+    not, and the first touch of 4 KiB ones took 7 % of decoding a batch, whose caches they were."""
     size = math.prod(shape) * np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize
     if size < 1 << 22 or not is_torch(like):
         return empty(like, shape, dtype)
