@@ -12,6 +12,21 @@ import pixleap as px
 from pixleap import _native
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["cuda"] = "no NVIDIA GPU (torch.cuda.is_available() is False)"
+    elif not _native.built_with_cuda:
+        missing["cuda"] = "this build has no CUDA kernels"
+    if not hasattr(_native, "emulate_cuda"):
+        missing["cuda_emulated"] = (
+            "this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)"
+        )
+    for item in items:
+        for marker in missing.keys() & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.skip(reason=missing[marker]))
+
+
 @pytest.fixture(autouse=True)
 def restore() -> Iterator[None]:
     isa, threads, torch_threads = px.isa(), px.num_threads(), torch.get_num_threads()

@@ -13,13 +13,7 @@ import torch
 import pixleap as px
 from pixleap import _native
 
-pytestmark = [
-    pytest.mark.cuda_emulated,
-    pytest.mark.skipif(
-        not hasattr(_native, "emulate_cuda"),
-        reason="this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)",
-    ),
-]
+pytestmark = pytest.mark.cuda_emulated
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LENGTHS = [1, 3, 16, 17, 70, 150]  # each kernel of few and of many queries

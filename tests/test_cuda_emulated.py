@@ -25,13 +25,7 @@ from harness import (
     to_torch,
 )
 
-pytestmark = [
-    pytest.mark.cuda_emulated,
-    pytest.mark.skipif(
-        not hasattr(_native, "emulate_cuda"),
-        reason="this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)",
-    ),
-]
+pytestmark = pytest.mark.cuda_emulated
 # A CUDA thread costs about as much as a thread of the CPU: larger cases repeat what small ones
 # show, and would take minutes.
 MOST_ELEMENTS = 300_000

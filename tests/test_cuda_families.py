@@ -27,7 +27,6 @@ def test_family_as_on_a_device(name: str) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_on_a_gpu(name: str) -> None:
     def move(x: Any) -> Any:

@@ -262,10 +262,6 @@ def test_other_solvers_as_on_a_device(
 
 
 @pytest.mark.cuda_emulated
-@pytest.mark.skipif(
-    not hasattr(_native, "emulate_cuda"),
-    reason="this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)",
-)
 @pytest.mark.parametrize("options", GUIDED)
 def test_cuda_kernels_invert_a_flow(options: dict[str, Any]) -> None:
     """Captured sweeps whose native ops run CUDA's kernels, thread by thread."""
@@ -284,7 +280,6 @@ def test_cuda_kernels_invert_a_flow(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("options", GUIDED)
 def test_on_a_gpu(options: dict[str, Any]) -> None:
     model = random_flow()

@@ -171,10 +171,6 @@ def cuda_decodes_as_the_cpu(model: VAR, on_device: VAR) -> None:
 
 
 @pytest.mark.cuda_emulated
-@pytest.mark.skipif(
-    not hasattr(_native, "emulate_cuda"),
-    reason="this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)",
-)
 @pytest.mark.parametrize("captured", [False, True])
 def test_cuda_kernels_draw_the_tokens_of_the_cpu(captured: bool) -> None:
     model = random_var(sides=(1, 2, 3))
@@ -194,10 +190,6 @@ def test_cuda_kernels_draw_the_tokens_of_the_cpu(captured: bool) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(
-    not (torch.cuda.is_available() and _native.built_with_cuda),
-    reason="no NVIDIA GPU, or no build with CUDA",
-)
 def test_a_gpu_draws_the_tokens_of_the_cpu() -> None:
     model = random_var()
     cuda_decodes_as_the_cpu(model, random_var().to("cuda"))

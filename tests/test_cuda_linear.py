@@ -13,13 +13,7 @@ import torch
 import pixleap as px
 from pixleap import _native
 
-pytestmark = [
-    pytest.mark.cuda_emulated,
-    pytest.mark.skipif(
-        not hasattr(_native, "emulate_cuda"),
-        reason="this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)",
-    ),
-]
+pytestmark = pytest.mark.cuda_emulated
 
 
 @pytest.fixture(autouse=True, params=[8, 9])

@@ -15,13 +15,7 @@ from pixleap import _native
 from cases.feature_moments import state
 from harness import to_reference
 
-pytestmark = [
-    pytest.mark.cuda_emulated,
-    pytest.mark.skipif(
-        not hasattr(_native, "emulate_cuda"),
-        reason="this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)",
-    ),
-]
+pytestmark = pytest.mark.cuda_emulated
 ORDERS = (("forward", 0), ("reverse", 0), ("shuffle", 11))
 
 

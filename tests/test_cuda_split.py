@@ -14,13 +14,7 @@ import torch
 import pixleap as px
 from pixleap import _native
 
-pytestmark = [
-    pytest.mark.cuda_emulated,
-    pytest.mark.skipif(
-        not hasattr(_native, "emulate_cuda"),
-        reason="this build does not emulate CUDA (cmake -DPIXLEAP_CUDA_EMULATE=ON)",
-    ),
-]
+pytestmark = pytest.mark.cuda_emulated
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 DTYPES = list(TOLERANCE)
 
