@@ -55,18 +55,20 @@ def empty(like: Array, shape: Sequence[int], dtype: str | None = None) -> Array:
 def empty_large(like: Array, shape: Sequence[int], dtype: str) -> Array:
     """`empty`, from pages of 2 MB where the system gives them: NumPy asks for those, torch does
     not, and the first touch of 4 KiB ones took 7 % of decoding a batch, whose caches they were."""
-    size = math.prod(shape) * np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize
-    if size < 1 << 22 or not is_torch(like):
+    if not is_torch(like):
         return empty(like, shape, dtype)
     import torch
 
     from . import _torch
 
-    if like.device.type != "cpu" or type(like) not in (torch.Tensor, torch.nn.Parameter):
+    kind = _torch.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    plain = type(like) in (torch.Tensor, torch.nn.Parameter) and like.device.type == "cpu"
+    if size < 1 << 22 or not plain:
         return empty(like, shape, dtype)
     room = np.empty(size + 64, np.uint8)  # NumPy aligns to 16 bytes, vectors want 64
     start = -room.ctypes.data % 64
-    return torch.from_numpy(room[start : start + size]).view(_torch.dtype(dtype)).view(*shape)
+    return torch.from_numpy(room[start : start + size]).view(kind).view(*shape)
 
 
 def on_device_of(like: Array, numbers: np.ndarray) -> Array:
